@@ -6,7 +6,6 @@
 __all__ = ['ResidualUnit', 'RefineBlock', 'LogitOutput', 'Decoder']
 
 # %% ../../nbs/33_heads.decoder.ipynb #3fbf016b
-import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
