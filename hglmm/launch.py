@@ -225,12 +225,12 @@ def data_root(
 
 def run_folder(
     name: str,  # letters, digits, `.`, `_`, `-`
-    root: str | Path = "runs",  # relative paths start at the project
+    root: str | Path | None = None,  # None: $HGLMM_RUNS, else `runs`; relative paths start at the project
 ) -> Path:  # exists when this returns
     "The folder where a run of that name keeps everything: config, log, records, checkpoints, figures."
     if not re.fullmatch(r"[\w-][\w.-]*", str(name)):
         raise SettingError(f"run name {name!r} makes no folder name. Use letters, digits, '.', '_' and '-'.")
-    folder = project_root() / root / str(name)
+    folder = project_root() / Path(root or os.environ.get("HGLMM_RUNS") or "runs").expanduser() / str(name)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -74,7 +74,8 @@ def batches(
         drawn = data.draw(epoch, seed) if hasattr(data, "draw") else data
         order = epoch_order(len(data), epoch, seed)[: per_epoch * batch_size]
         todo = Subset(drawn, order[skip * batch_size :])
-        yield from DataLoader(todo, batch_size, collate_fn=list, num_workers=workers)
+        # a generator of its own: a loader draws a seed when it starts, and a resumed run starts one more than the undisturbed one
+        yield from DataLoader(todo, batch_size, collate_fn=list, num_workers=workers, generator=torch.Generator())
         start = (epoch + 1) * per_epoch
 
 # %% ../nbs/51_training.ipynb #70cd9b0d

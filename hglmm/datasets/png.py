@@ -9,7 +9,6 @@ __all__ = ['Narrative', 'read_narratives', 'PNG']
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from fastcore.basics import patch
 
 from .core import Sample, open_image, read_json

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['COLOURS', 'STUFF', 'SIZES', 'SQUARE', 'SHAPES', 'DARK', 'PALE', 'WOOD', 'STEEL', 'USES', 'THINGS', 'PLURALS',
            'NUMBERS', 'DRAW', 'TEXTURES', 'TILE', 'GRAIN', 'PLACES', 'OPENINGS', 'BACKGROUNDS', 'REASON_SUFFIX',
-           'SPLITS', 'PRETRAIN_WORLD', 'CATEGORIES', 'REFS', 'VERSION', 'plural', 'tile', 'Thing', 'Scene', 'scene',
-           'places', 'in_place', 'distance', 'next_to', 'expressions', 'Utterance', 'narrative', 'as_text',
-           'reason_questions', 'plain_questions', 'polygons', 'run_length', 'segmentation', 'split_scene', 'picture_id',
-           'panoptic_entry', 'narrative_entry', 'ref_entries', 'instance_entries', 'description_entries', 'labelme',
-           'generate', 'ensure']
+           'SPLITS', 'CATEGORIES', 'REFS', 'VERSION', 'plural', 'tile', 'Thing', 'Scene', 'scene', 'places', 'in_place',
+           'distance', 'next_to', 'expressions', 'Utterance', 'narrative', 'as_text', 'reason_questions',
+           'plain_questions', 'polygons', 'run_length', 'segmentation', 'split_scene', 'picture_id', 'panoptic_entry',
+           'narrative_entry', 'ref_entries', 'instance_entries', 'description_entries', 'labelme', 'generate', 'ensure']
 
 # %% ../../nbs/14_datasets.toycoco.ipynb #5443e134
 import json
@@ -242,11 +241,12 @@ class Scene:
         return self.labels == 10 + i
 
     def groups(self) -> list[list[int]]:
-        "Things by group, from left to right."
+        "Things by group, by colour and then by name, in the order of the vocabulary."
         members: dict[int, list[int]] = {}
         for i, thing in enumerate(self.things):
             members.setdefault(thing.group, []).append(i)
-        return sorted(members.values(), key=lambda m: np.mean([self.things[i].x for i in m]))
+        order = [*COLOURS, *THINGS]
+        return sorted(members.values(), key=lambda m: [order.index(self.things[m[0]].colour), order.index(self.things[m[0]].name)])
 
 # %% ../../nbs/14_datasets.toycoco.ipynb #0a057b92
 def _noise(rng: np.random.Generator, height: int, width: int, coarse: tuple[int, int]) -> np.ndarray:
@@ -460,7 +460,7 @@ def narrative(
     rng: np.random.Generator,  # chooses among ways to say it
     sizes: float = 0.5,  # share of things whose size is said
 ) -> list[Utterance]:
-    "What a person would say while going over the picture from left to right."
+    "What a person would say while going over the picture colour by colour."
     said = [Utterance(str(rng.choice(OPENINGS)))]
     groups = s.groups()
     for k, members in enumerate(groups):
@@ -563,7 +563,6 @@ def _box(mask: np.ndarray) -> list[int]:
 
 # %% ../../nbs/14_datasets.toycoco.ipynb #ce1e5e68
 SPLITS = {"train": 2400, "val": 320, "test": 200}  # pictures; `test` is RefCOCO's testA and testB
-PRETRAIN_WORLD = 1_000  # added to the seed: the pictures toy_llava learned from
 _WORLD = {"train": 0, "val": 1, "test": 2}
 CATEGORIES = [{"id": 1 + i, "name": n, "supercategory": "thing", "isthing": 1, "color": [20 * i, 120, 200]} for i, n in enumerate(THINGS)]
 CATEGORIES += [{"id": 101 + i, "name": n, "supercategory": "stuff", "isthing": 0, "color": list(c)} for i, (n, c) in enumerate(STUFF.items())]

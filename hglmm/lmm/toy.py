@@ -111,5 +111,5 @@ def toy_config(
     )  # fmt: skip
     return LlavaConfig(
         vision_config=ToyTowerConfig().to_dict(), text_config=text.to_dict(), image_token_index=image_token_index,
-        vision_feature_layer=-1, vision_feature_select_strategy="full", vocab_size=vocab_size, pad_token_id=special.get("pad_token_id"),
+        vision_feature_layer=-1, vision_feature_select_strategy="full", pad_token_id=special.get("pad_token_id"),
     )  # fmt: skip

@@ -1,0 +1,34 @@
+"Worlds and helpers that several tests share."
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hglmm.datasets import toycoco
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory) -> Path:
+    "A data root with a small toycoco. Tests that break something copy it first."
+    return toycoco.generate(tmp_path_factory.mktemp("data") / "world", counts={"train": 40, "val": 12, "test": 8})
+
+
+@pytest.fixture(scope="session")
+def run_notebook(tmp_path_factory):
+    "Run a notebook of nbs/runs with papermill in a folder of its own: exit status, all it said, the folder with its runs."
+    runs = tmp_path_factory.mktemp("runs")
+
+    def run(notebook: str, /, **parameters) -> tuple[int, str, Path]:
+        options = [text for key, value in parameters.items() for text in ("-y", f"{key}: {value}")]
+        command = [sys.executable, "-m", "papermill", "--log-output", "--no-progress-bar", "--cwd", str(ROOT / "nbs/runs")]
+        command += [str(ROOT / f"nbs/runs/{notebook}.ipynb"), str(runs / f"{notebook}-{len(list(runs.iterdir()))}.ipynb"), *options]
+        environment = {**os.environ, "HGLMM_RUNS": str(runs)}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=ROOT)
+        return done.returncode, done.stdout + done.stderr, runs
+
+    return run
