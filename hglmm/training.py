@@ -123,6 +123,8 @@ class Trainer:
 
     def __post_init__(self):
         launch.seed_everything(self.run.seed)
+        if self.lmm.device.type == "cuda":
+            torch.cuda.set_device(self.lmm.device)
         self.accelerator = Accelerator(cpu=self.lmm.device.type == "cpu")
         head = heads.build(self.run.recipe).train()
         optimizer = torch.optim.AdamW(

@@ -6,7 +6,7 @@
 __all__ = ['COLOURS', 'STUFF', 'SIZES', 'SQUARE', 'SHAPES', 'DARK', 'PALE', 'WOOD', 'STEEL', 'USES', 'THINGS', 'PLURALS',
            'NUMBERS', 'DRAW', 'TEXTURES', 'TILE', 'GRAIN', 'PLACES', 'OPENINGS', 'BACKGROUNDS', 'REASON_SUFFIX',
            'SPLITS', 'CATEGORIES', 'REFS', 'VERSION', 'plural', 'tile', 'Thing', 'Scene', 'scene', 'places', 'in_place',
-           'distance', 'next_to', 'expressions', 'Utterance', 'narrative', 'as_text', 'reason_questions',
+           'distance', 'next_to', 'expressions', 'Utterance', 'narrative', 'as_text', 'reason_questions', 'inventory',
            'plain_questions', 'polygons', 'run_length', 'segmentation', 'split_scene', 'picture_id', 'panoptic_entry',
            'narrative_entry', 'ref_entries', 'instance_entries', 'description_entries', 'labelme', 'generate', 'ensure']
 
@@ -502,6 +502,15 @@ def reason_questions(s: Scene) -> list[tuple[str, bool, str, list[int]]]:
     return [(text, bool(long), answer, members) for text, long, answer, members in asked]
 
 
+def inventory(s: Scene) -> tuple[str, str]:
+    "A question that asks for everything, name first: `book red on the left , hats white`. A caption says the colour first; a name alone must do, too."
+    told = []
+    for members in s.groups():
+        common = [p for p in PLACES if all(p in places(s, i) for i in members)][:1]
+        told.append(" ".join([*reversed(_name(s, members).split()), *common]))
+    return "what things are there?", " , ".join(sorted(told))
+
+
 def plain_questions(s: Scene) -> list[tuple[str, str]]:
     "(question, answer) pairs about what is where."
     asked = []
@@ -527,7 +536,7 @@ def plain_questions(s: Scene) -> list[tuple[str, str]]:
         if len(there) == 1 and place in places(s, there[0]):
             asked.append((f"what is {place}?", _name(s, there)))
     asked.append(("what is the background?", " and ".join(s.stuff)))
-    return asked
+    return [*asked, inventory(s)]
 
 # %% ../../nbs/14_datasets.toycoco.ipynb #939a443a
 def polygons(

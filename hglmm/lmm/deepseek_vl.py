@@ -26,8 +26,7 @@ from ..errors import CheckpointError
 from ..geometry import Letterbox
 from . import weights
 from .deepseek_vision import HybridTower, build_projector, build_tower
-from .frozen import FrozenLMM
-from .llava import check_shape
+from .frozen import FrozenLMM, check_shape
 from ..recipes import Recipe
 
 # %% ../../nbs/24_lmm.deepseek_vl.ipynb #011369df

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'DTYPES', 'Features', 'Answer', 'Sequence', 'interleave', 'TextTap', 'FrozenLMM', 'find_weights', 'load',
-           'encode', 'features', 'answer', 'encode_answer']
+           'check_shape', 'encode', 'features', 'answer', 'encode_answer']
 
 # %% ../../nbs/22_lmm.frozen.ipynb #01ce7817
 import dataclasses
@@ -204,6 +204,17 @@ def load(
 FrozenLMM.load = staticmethod(load)
 
 # %% ../../nbs/22_lmm.frozen.ipynb #767b774c
+def check_shape(
+    recipe: recipes.Recipe,
+    found: dict[str, int],  # what the weights' configuration says
+) -> None:
+    "The weights must be the ones the recipe describes."
+    wrong = {k: v for k, v in found.items() if getattr(recipe, k) != v}
+    if wrong:
+        said = ", ".join(f"{k}: recipe {getattr(recipe, k)}, weights {v}" for k, v in wrong.items())
+        raise CheckpointError(f"these weights are not those of recipe {recipe.name!r} ({said}). Choose another recipe or another folder.")
+
+# %% ../../nbs/22_lmm.frozen.ipynb #8c7a43d2
 def _decode(self: FrozenLMM, sequences: list[Sequence]) -> tuple[AttentionTap, TextTap]:
     "Run the decoder over a batch with both taps on."
     decoder = self.causal_lm.model
@@ -236,7 +247,7 @@ def _read(self: FrozenLMM, pixels: Tensor, ids: list[Tensor], members: list[list
         for b in range(len(ids))
     ]
 
-# %% ../../nbs/22_lmm.frozen.ipynb #efd0e331
+# %% ../../nbs/22_lmm.frozen.ipynb #d38a60ad
 def encode(
     self: FrozenLMM,
     samples: list[Sample],
@@ -266,7 +277,7 @@ def features(
 
 FrozenLMM.encode, FrozenLMM.features = encode, features
 
-# %% ../../nbs/22_lmm.frozen.ipynb #3c4cecd8
+# %% ../../nbs/22_lmm.frozen.ipynb #fa03ecc0
 @torch.no_grad()
 def answer(
     self: FrozenLMM,
