@@ -32,13 +32,14 @@ def as_html(
 
 
 def run_notebook(
-    name: str,  # of a notebook in nbs/runs
+    notebook: str,  # of nbs/runs, without ending
     folder: Path,  # where the executed one goes
+    /,
     **parameters: Any,
 ) -> Path:
     "Execute a notebook of nbs/runs, as papermill does on the command line; its output streams to the terminal."
-    executed = folder / f"{name}.ipynb"
-    source = project_root() / "nbs" / "runs" / f"{name}.ipynb"
+    executed = folder / f"{notebook}.ipynb"
+    source = project_root() / "nbs" / "runs" / f"{notebook}.ipynb"
     papermill.execute_notebook(source, executed, parameters, cwd=source.parent, log_output=True, progress_bar=False, kernel_name="python3")
     return executed
 

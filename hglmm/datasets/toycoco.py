@@ -19,12 +19,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import contourpy
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from pycocotools import mask as coco_mask
-from tqdm.auto import tqdm
+
+from ..launch import progress, project_root
 
 # %% ../../nbs/14_datasets.toycoco.ipynb #56f2a139
 COLOURS = {
@@ -680,7 +682,7 @@ def _write_json(path: Path, content: dict | list) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def _write_split(root: Path, seed: int, split: str, count: int, bar: tqdm) -> dict:
+def _write_split(root: Path, seed: int, split: str, count: int, bar: Any) -> dict:
     "Pictures and annotations of one split, apart from the referring expressions, which it returns."
     coco, half = root / "coco", "train" if split == "train" else "val"
     folders = {k: root / k for k in (f"coco/{half}2017", "coco/train2014", f"coco/annotations/panoptic_{half}2017", f"reason_seg/{split}")}
@@ -738,7 +740,7 @@ def generate(
     "Write toycoco into `root`."
     root, counts = Path(root), {**SPLITS, **(counts or {})}
     unfinished = root.with_name(f"{root.name}.{os.getpid()}.unfinished")
-    with tqdm(total=sum(counts.values()), desc="drawing toycoco", unit="picture") as bar:
+    with progress(None, total=sum(counts.values()), description="drawing toycoco") as bar:
         parts = [_write_split(unfinished, seed, split, count, bar) for split, count in counts.items()]
     things = [c for c in CATEGORIES if c["isthing"]]
     instances = {k: sum((p[k] for p in parts), []) for k in ("images", "annotations")}
@@ -762,8 +764,6 @@ def ensure(
     counts: dict[str, int] | None = None,
 ) -> Path:
     "The data root of toycoco, drawn now if it is not there yet."
-    from hglmm.launch import project_root
-
     root = Path(root) if root else project_root() / "data" / "toycoco"
     wanted = {"seed": seed, "counts": {**SPLITS, **(counts or {})}, "version": VERSION}
     try:
