@@ -146,7 +146,7 @@ RECIPES = {
                 text_width=96, level_widths=(64, 64, 96), dynamic_width=16, detail_width=32, attention_width=32, fused_width=64,
                 stage_sizes=(32, 16, 8, 4), width=32, output_width=16,
             ),
-            schedule=Schedule(lr=2e-3, epochs=1, batch_size=8), **LLAVA_TURN,
+            schedule=Schedule(lr=1.5e-3, epochs=1.1, batch_size=4), **LLAVA_TURN,
         ),
         Recipe(
             "llava_1_5_7b", "llava-hf/llava-1.5-7b-hf", layers=32, heads=32, width=4096, grid=24, image_size=336, dtype="float16",
