@@ -1,5 +1,6 @@
 "Worlds and helpers that several tests share."
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from hglmm.datasets import toycoco
 
 ROOT = Path(__file__).resolve().parent.parent
+CONFORMANCE = ROOT.parent / "shared" / "conformance"
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +34,14 @@ def run_notebook(tmp_path_factory):
         return done.returncode, done.stdout + done.stderr, runs
 
     return run
+
+
+@pytest.fixture(scope="session")
+def seeded():
+    "The conformance material's module that makes weights and inputs from names."
+    if not CONFORMANCE.is_dir():
+        pytest.skip(f"no conformance material at {CONFORMANCE}")
+    spec = importlib.util.spec_from_file_location("seeded", CONFORMANCE / "seeded.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

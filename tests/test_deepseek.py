@@ -1,6 +1,5 @@
 """DeepSeek-VL from its published files: names, numbers, and what is refused. Full-size towers need ../shared/conformance and are skipped without it."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -341,15 +340,6 @@ def test_broken_folders_are_refused(tiny_folder, file, content, said):
 
 
 # Against the reference, at full size
-
-
-@pytest.fixture(scope="module")
-def seeded():
-    "The module that makes weights and inputs from names."
-    spec = importlib.util.spec_from_file_location("seeded", CONFORMANCE / "seeded.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def listing(name: str) -> dict:

@@ -1,6 +1,5 @@
 """The mask head against the published one: names, shapes, sizes and numbers (../shared/conformance, where present)."""
 
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -21,15 +20,6 @@ pytestmark = pytest.mark.skipif(not CONFORMANCE.is_dir(), reason=f"no conformanc
 def official_shapes(name: str) -> dict[str, list[int]]:
     "Every key and shape of an official head."
     return json.loads((CONFORMANCE / f"{name}.head_keys.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def seeded():
-    "The module that makes weights and inputs from names."
-    spec = importlib.util.spec_from_file_location("seeded", CONFORMANCE / "seeded.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

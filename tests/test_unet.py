@@ -1,6 +1,5 @@
 "F-LMM's U-Net: parity with the published one (../shared/conformance, where present), and training like any other head."
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -18,15 +17,6 @@ RECIPE = recipes.replace("deepseek_vl_1_3b", head="unet")
 TOY = recipes.replace("toy_llava", head="unet")
 
 needs_conformance = pytest.mark.skipif(not CONFORMANCE.is_dir(), reason=f"no conformance material at {CONFORMANCE}")
-
-
-@pytest.fixture(scope="module")
-def seeded():
-    "The module that makes weights and inputs from names."
-    spec = importlib.util.spec_from_file_location("seeded", CONFORMANCE / "seeded.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def official(name: str) -> dict[str, list[int]]:
