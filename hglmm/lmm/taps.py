@@ -43,7 +43,7 @@ class LooksAhead(HGLMMError):
     "A tapped row attends to later positions: the model is not causal here."
 
 
-def _bias(mask: Tensor | None, is_causal: bool, item: int, rows: Tensor, queries: int, keys: int) -> Tensor:
+def _bias(mask: Tensor | None, is_causal: bool, item: int, rows: Tensor, keys: int) -> Tensor:
     "What is added to the scores of some rows, (1 or A, r, keys): 0 where visible, -inf where not."
     if mask is not None:
         chosen = mask.expand(max(mask.shape[0], item + 1), *mask.shape[1:])[item] if mask.dim() == 4 else mask[None]
@@ -106,7 +106,7 @@ class AttentionTap(TorchFunctionMode):
         found = []
         for item, chosen in enumerate(self.items):
             rows = chosen.rows.to(query.device)
-            bias = _bias(attn_mask, is_causal, item, rows, queries, keys)
+            bias = _bias(attn_mask, is_causal, item, rows, keys)
             if not self.checked:
                 _check_causal(bias, rows, queries, keys)
             found.append(softmax_rows(query[item][:, rows], key[item], bias, scale, chosen))
