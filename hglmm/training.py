@@ -92,6 +92,7 @@ class Run:
     save_every: int = 500  # steps between checkpoints
     log_every: int = 10  # steps between log lines
     shuffle_phrases: bool = False  # a control: attention and text of other phrases; must fail to ground
+    sam: str = ""  # where SAM is, head unet_sam only (notebook 37a); empty: the default
 
     def fingerprint(self) -> dict[str, Any]:
         "What must be the same for a run to be resumed."
@@ -100,14 +101,17 @@ class Run:
 
 # %% ../nbs/51_training.ipynb #6f209ec7
 def swap_phrases(
-    features: list[Features],  # a batch of at least two pictures
+    features: list[Features],  # a batch
 ) -> list[Features]:
-    "Every picture keeps its levels and pixels and gets attention and text of the next picture's phrases, over and over as needed."
+    "Every picture keeps what was seen and gets attention, text and tokens of the next picture's phrases, over and over as needed."
+    donors = [k for k, one in enumerate(features) if len(one.attention)]
     swapped = []
-    for mine, other in zip(features, [*features[1:], features[0]], strict=True):
-        n = len(mine.attention)
-        chosen = torch.arange(n, device=mine.attention.device) % max(1, len(other.attention))
-        swapped.append(dataclasses.replace(mine, attention=other.attention[chosen], text=other.text[chosen]))
+    for k, mine in enumerate(features):
+        donor = next((d for d in donors if d > k), donors[0] if donors else k)
+        other, n = features[donor], len(mine.attention)
+        chosen = [(phrase + (donor == k)) % len(other.attention) for phrase in range(n)]
+        tokens = other.tokens and [other.tokens[phrase] for phrase in chosen]
+        swapped.append(dataclasses.replace(mine, attention=other.attention[chosen], text=other.text[chosen], tokens=tokens))
     return swapped
 
 # %% ../nbs/51_training.ipynb #07422d3a
@@ -126,10 +130,10 @@ class Trainer:
         if self.lmm.device.type == "cuda":
             torch.cuda.set_device(self.lmm.device)
         self.accelerator = Accelerator(cpu=self.lmm.device.type == "cpu")
-        head = heads.build(self.run.recipe).train()
-        optimizer = torch.optim.AdamW(
-            head.parameters(), lr=self.run.lr, betas=self.run.recipe.schedule.betas, weight_decay=self.run.recipe.schedule.weight_decay
-        )
+        head = heads.begin(self.run.recipe, self.run.sam or None).train()
+        trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+        schedule = self.run.recipe.schedule
+        optimizer = torch.optim.AdamW(trained, lr=self.run.lr, betas=schedule.betas, weight_decay=schedule.weight_decay)
         self.head, self.optimizer = self.accelerator.prepare(head, optimizer)
         self.step = 0
         self.seconds = 0.0
@@ -177,7 +181,7 @@ def resume(self: Trainer) -> bool:
 @patch
 def train_step(self: Trainer, samples: list[Sample]) -> dict[str, Tensor]:
     "Features, logits, loss, update."
-    features = self.lmm.encode(samples)
+    features = self.lmm.encode(samples, tokens=self.plain_head.needs_tokens)
     if self.run.shuffle_phrases:
         features = swap_phrases(features)
     for group in self.optimizer.param_groups:

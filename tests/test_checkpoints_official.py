@@ -12,11 +12,14 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from hglmm import checkpoints, heads, recipes, torch_files
 from hglmm.errors import CheckpointError
 
 TOY_UNET = recipes.replace("toy_llava", head="unet")
+KINDS = list(heads.HEADS)
+BIAS = {"hg": "lcb.proj.bias", "unet": "mask_head.encoder.0.0.convs.0.gn.bias", "unet_sam": "sam.model.mask_decoder.output_upscaling.0.bias"}  # one of each, official
 
 
 def official(recipe) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
@@ -35,6 +38,11 @@ def hg():
 @pytest.fixture(scope="module")
 def unet():
     return official(TOY_UNET)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def any_kind(request):
+    return official(recipes.replace("toy_llava", head=request.param))
 
 
 @pytest.fixture
@@ -96,7 +104,7 @@ def test_a_file_as_mmengine_writes_it(away, tmp_path, capsys, zipped, protocol):
     assert "HG-LMM head for toy_llava" in said and "3 tensors of the frozen LMM (llava.*)" in said
 
 
-@pytest.mark.parametrize("kind", ["hg", "unet"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["deepseek_vl_1_3b", "deepseek_vl_7b", "llava_1_5_7b"])
 def test_kind_and_model_are_known_by_names_and_shapes(tmp_path, name, kind):
     recipe = recipes.replace(name, head=kind)
@@ -127,41 +135,55 @@ def test_flmm(unet, tmp_path, capsys):
     for recipe in ("toy_llava", TOY_UNET, None):
         assert same(checkpoints.load_head(path, recipe), head)
     assert "F-LMM head (U-Net) for toy_llava" in capsys.readouterr().out
-    sam = {"sam.model.mask_decoder.iou_token.weight": torch.ones(1, 256), "text_layer_weights": torch.ones(4), "text_proj.bias": torch.ones(256)}
-    torch.save({"state_dict": weights | sam}, path)
-    assert "replace('toy_llava', head='unet')" in refused(path) and "head='unet'" in refused(path, None)
-    assert same(checkpoints.load_head(path, TOY_UNET), head)
-    assert "3 tensors of the SAM refiner" in capsys.readouterr().out
 
 
-def test_half_precision_is_converted_and_said(hg, tmp_path):
-    torch.save({"state_dict": {k: v.half() if v.is_floating_point() else v for k, v in hg[1].items()}}, tmp_path / "half.pth")
+def test_flmm_with_its_refiner_and_without(tmp_path, capsys):
+    whole = recipes.replace("toy_llava", head="unet_sam")
+    head, weights = official(whole)
+    path = tmp_path / "flmm.pth"
+    torch.save({"state_dict": weights | {"llava.norm.weight": torch.ones(4)}}, path)
+    for recipe in ("toy_llava", whole, None):
+        assert same(checkpoints.load_head(path, recipe), head)
+    said = capsys.readouterr().out
+    assert "F-LMM head (U-Net and SAM refiner) for toy_llava" in said and "set aside: 1 tensors of the frozen LMM" in said
+    assert same(checkpoints.load_head(path, TOY_UNET), head.unet)
+    assert f"{137 + 3} tensors of the SAM refiner" in capsys.readouterr().out
+    save_file(head.state_dict(), tmp_path / "ours.safetensors")
+    assert same(checkpoints.load_head(tmp_path / "ours.safetensors"), head)
+    assert "holds a head of kind 'unet_sam', the recipe asks for 'unet'" in refused(tmp_path / "ours.safetensors", TOY_UNET)
+
+
+def test_half_precision_is_converted_and_said(any_kind, tmp_path):
+    head, weights = any_kind
+    torch.save({"state_dict": {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}}, tmp_path / "half.pth")
     with pytest.warns(UserWarning, match="float16; converted to float32"):
-        head = checkpoints.load_head(tmp_path / "half.pth", "toy_llava")
-    assert {p.dtype for p in head.parameters()} == {torch.float32}
+        loaded = checkpoints.load_head(tmp_path / "half.pth", "toy_llava")
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32} and loaded.kind == head.kind
 
 
 # what is broken or wrong
 
 
 @pytest.mark.parametrize("recipe", ["toy_llava", None])
-def test_keys_and_shapes_are_accounted_for(hg, tmp_path, recipe):
-    path = tmp_path / "wrong.pth"
+def test_keys_and_shapes_are_accounted_for(any_kind, tmp_path, recipe):
+    (head, weights), path = any_kind, tmp_path / "wrong.pth"
+    bias = BIAS[head.kind]
+    length = len(weights[bias])
 
-    def wrong(**changes):
-        state = {k: v for k, v in hg[1].items() if k not in changes.get("without", ())} | changes.get("more", {})
-        torch.save({"state_dict": state}, path)
+    def wrong(change: torch.Tensor | str | None, **more: torch.Tensor) -> str:
+        "What is said of a file with another bias, or none, and more keys."
+        torch.save({"state_dict": {k: v for k, v in (weights | {bias: change} | more).items() if v is not None}}, path)
         return refused(path, recipe)
 
-    assert "missing (1): lcb.proj.weight" in wrong(without=["lcb.proj.weight"])
-    assert "left over (1): lcb.extra" in wrong(more={"lcb.extra": torch.ones(1)})
-    renamed = wrong(without=["lcb.proj.bias"], more={"lcb.projj.bias": hg[1]["lcb.proj.bias"]})
-    assert "missing (1): lcb.proj.bias" in renamed and "left over (1): lcb.projj.bias" in renamed
-    assert "lcb.proj.bias is (3,), expected (64,)" in wrong(more={"lcb.proj.bias": torch.ones(3)})
-    assert "NaN or infinite (1): lcb.proj.bias" in wrong(more={"lcb.proj.bias": torch.full((64,), torch.nan)})
-    assert "wrong number type (1): lcb.proj.bias" in wrong(more={"lcb.proj.bias": torch.ones(64, dtype=torch.int64)})
-    assert "lcb.proj.bias" in wrong(more={"lcb.proj.bias": "text"})
-    assert "does not fit in its storage" in wrong(more={"lcb.proj.bias": torch.ones(1).expand(64)})
+    assert f"missing (1): {bias}" in wrong(None)
+    assert "left over (1): lcb.extra" in wrong(weights[bias], **{"lcb.extra": torch.ones(1)})
+    renamed = wrong(None, **{f"{bias}.renamed": weights[bias]})
+    assert f"missing (1): {bias}" in renamed and f"left over (1): {bias}.renamed" in renamed
+    assert f"{bias} is (3,), expected ({length},)" in wrong(torch.ones(3))
+    assert f"NaN or infinite (1): {bias}" in wrong(torch.full((length,), torch.nan))
+    assert f"wrong number type (1): {bias}" in wrong(torch.ones(length, dtype=torch.int64))
+    assert bias in wrong("text")
+    assert "does not fit in its storage" in wrong(torch.ones(1).expand(length))
 
 
 def test_attributes_of_dicts_are_left_out(hg, tmp_path):
@@ -180,6 +202,11 @@ def test_the_wrong_head_is_refused(hg, unet, tmp_path):
     assert "the recipe asks for 'unet'" in refused(tmp_path / "hg.pth", TOY_UNET)
     torch.save({"state_dict": unet[1]}, tmp_path / "unet.pth")
     assert "mask_head.encoder.0.0.convs.0.conv.weight is (32, 20, 3, 3)" in refused(tmp_path / "unet.pth", "deepseek_vl_1_3b")
+    whole = recipes.replace("toy_llava", head="unet_sam")
+    for name in ("unet.pth", "hg.pth"):
+        assert "the recipe asks for 'unet_sam'" in refused(tmp_path / name, whole)
+    torch.save({"state_dict": official(whole)[1]}, tmp_path / "whole.pth")
+    assert "mask_head.encoder.0.0.convs.0.conv.weight is (32, 20, 3, 3), expected (64, 1024, 3, 3)" in refused(tmp_path / "whole.pth", "llava_1_5_7b")
     torch.save({"state_dict": {"llava.norm.weight": torch.ones(2)}}, tmp_path / "lmm.pth")
     assert "no head" in refused(tmp_path / "lmm.pth")
     torch.save({"state_dict": {"conv1.weight": torch.ones(2)}}, tmp_path / "resnet.pth")
@@ -191,9 +218,9 @@ def test_the_wrong_head_is_refused(hg, unet, tmp_path):
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
-def test_a_truncated_file(hg, tmp_path, zipped, share):
+def test_a_truncated_file(any_kind, tmp_path, zipped, share):
     path = tmp_path / "cut.pth"
-    torch.save({"state_dict": hg[1]}, path, _use_new_zipfile_serialization=zipped)
+    torch.save({"state_dict": any_kind[1]}, path, _use_new_zipfile_serialization=zipped)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     assert "cut short" in refused(path)
 
@@ -246,12 +273,12 @@ def bombs(sign: str) -> dict[str, object]:
 NAMES = list(bombs("x"))
 
 
-@pytest.mark.parametrize("form", ["zip", "legacy", "bare0", "bare4", "weights"])
+@pytest.mark.parametrize("form", ["zip", "legacy", "bare0", "bare4", *KINDS])
 @pytest.mark.parametrize("named", NAMES)
 def test_a_hostile_pickle_is_named_and_nothing_runs(tmp_path, named, form):
     sign, path = tmp_path / "sign", tmp_path / "hostile.pth"
     bomb = bombs(str(sign))[named]
-    content = {"state_dict": {"lcb.proj.bias": bomb if form == "weights" else torch.ones(64)}, "message_hub": {"log": bomb}}
+    content = {"state_dict": {BIAS.get(form, BIAS["hg"]): bomb if form in KINDS else torch.ones(64)}, "message_hub": {"log": bomb}}
     if form.startswith("bare"):
         path.write_bytes(pickle.dumps(bomb, protocol=int(form[-1])))
     else:

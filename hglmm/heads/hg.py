@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..errors import HGLMMError
+from .base import MaskHead
 from .decoder import Decoder
 from .lcb import LCB
 from .ldsi import LDSI
@@ -21,7 +22,7 @@ from .lifg import LIFG
 from ..recipes import Recipe, get
 
 # %% ../../nbs/34_heads.hg.ipynb #16f3e6ab
-class HGHead(nn.Module):
+class HGHead(MaskHead):
     "Attention, text, vision levels and pixels of a frozen LMM to one mask per phrase."
 
     kind = "hg"  # `Recipe.head` of the recipes it serves

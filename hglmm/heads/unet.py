@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..errors import HGLMMError
+from .base import MaskHead
 from ..recipes import Recipe, get
 
 SIDE = 64  # of the square the U-Net works on
@@ -69,7 +70,7 @@ class Up(nn.Module):
         return self.block(torch.cat([beside, raised], 1))
 
 # %% ../../nbs/37_heads.unet.ipynb #2cd8221f
-class UNetHead(nn.Module):
+class UNetHead(MaskHead):
     "Attention of a frozen LMM to one mask per phrase."
 
     kind = "unet"  # `Recipe.head` of the recipes it serves
