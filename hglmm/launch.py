@@ -170,6 +170,14 @@ def _settings(parameters: dict[str, Parameter], values: dict[str, Any]) -> Setti
     return dataclasses.make_dataclass("Settings", fields, bases=(Settings,), frozen=True)(**{n: values[n] for n in parameters})
 
 # %% ../nbs/50_launch.ipynb #6c8a483f
+def _as_list(parameter: Parameter, value: Any) -> Any:
+    "A list that came as text, `[a, b]` or `a, b`: papermill's -p knows numbers and text only."
+    if not (parameter.annotation.startswith("list") and isinstance(value, str)):
+        return value
+    words = (word.strip(" '\"") for word in value.strip().strip("[]").split(","))
+    return [word for word in words if word]
+
+# %% ../nbs/50_launch.ipynb #50dd1a54
 def read_parameters(
     cells: list[str],  # the cells that ran, in order
     namespace: dict[str, Any],  # the notebook's variables
@@ -188,9 +196,10 @@ def read_parameters(
             guess = nearest(name, parameters)
             hint = f" Did you mean {guess!r}?" if guess else ""
             raise SettingError(f"unknown parameter {name!r}.{hint} The parameters of this notebook are:\n  {listing}")
+    values = {name: _as_list(parameter, namespace[name]) for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
-        _check(parameter, namespace[name], allowed.get(name))
-    return _settings(parameters, namespace)
+        _check(parameter, values[name], allowed.get(name))
+    return _settings(parameters, values)
 
 # %% ../nbs/50_launch.ipynb #edb66b6e
 def parameters(
