@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Measure', 'SET_UP', 'MANY', 'probabilities', 'predict', 'rows_of', 'digest', 'batches', 'measure_batch', 'evaluate',
-           'check_failures', 'res_scores', 'png_scores', 'by_group']
+           'check_failures', 'res_scores', 'png_scores', 'reasonseg_scores', 'by_category', 'by_size']
 
 # %% ../nbs/52_evaluation.ipynb #242870ff
 import hashlib
@@ -21,7 +21,7 @@ from .datasets.core import Sample
 from .errors import CheckpointError, DataError, SettingError
 from .lmm.frozen import Features, FrozenLMM
 from .lmm.taps import LooksAhead
-from .metrics import bootstrap, png, res
+from .metrics import bootstrap, png, reasonseg, res
 from .records import Records
 from .training import swap_phrases
 
@@ -45,7 +45,7 @@ def predict(
     shuffle_phrases: bool = False,  # a control, see `training.swap_phrases`
 ) -> list[np.ndarray]:  # per sample bool (n, H, W)
     "Masks of every phrase of every sample."
-    features = lmm.encode(samples, tokens=getattr(head, "needs_tokens", False))
+    features = lmm.encode(samples, tokens=head.needs_tokens)
     return [p > threshold for p in probabilities(head, swap_phrases(features) if shuffle_phrases else features)]
 
 # %% ../nbs/52_evaluation.ipynb #6d564ad1
@@ -59,7 +59,7 @@ def rows_of(
     return [
         {
             "text": text, "intersection": int(intersection[k]), "union": int(union[k]),
-            "iou": float(intersection[k] / union[k]) if union[k] else 0.0, "truth": int(sample.masks[k].sum()),
+            "iou": float(intersection[k] / union[k]) if union[k] else 0.0, "truth": int(sample.masks[k].sum()), "pixels": masks[k].size,
             "correct": float((masks[k] == sample.masks[k]).mean()), "picture": str(sample.info.get("image_id", sample.id)),
             **{name: values[k] for name, values in per_phrase.items()},
         }
@@ -181,10 +181,33 @@ def png_scores(
     return scores, bootstrap.ratio_intervals({**png.ratios(*columns), **pixels}, table["picture"])
 
 # %% ../nbs/52_evaluation.ipynb #2f244125
-def by_group(
+def reasonseg_scores(
     table: dict[str, np.ndarray],
-    groups: Iterable[Any],  # one per row: category, size, ...
-) -> dict[str, dict[str, float]]:  # group -> number of phrases and mIoU in percent
-    "Mean IoU of each group of phrases."
-    groups = np.asarray(list(groups))
-    return {str(g): {"phrases": int((groups == g).sum()), "mIoU": float(100 * table["iou"][groups == g].mean())} for g in np.unique(groups)}
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, tuple[float, float]]]]:  # for overall, short, long: scores and intervals, percent
+    "gIoU and cIoU of a table of records."
+    scores, intervals = {}, {}
+    long = table["long"].astype(bool)
+    for name, chosen in {"overall": np.ones_like(long), "short": ~long, "long": long}.items():
+        columns = (table["intersection"][chosen], table["union"][chosen])
+        scores[name] = {"questions": int(chosen.sum()), **reasonseg.scores(*columns)}
+        intervals[name] = bootstrap.ratio_intervals(reasonseg.ratios(*columns), table["picture"][chosen])
+    return scores, intervals
+
+# %% ../nbs/52_evaluation.ipynb #5551ad37
+def by_category(
+    table: dict[str, np.ndarray],  # of RES or PNG
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, tuple[float, float]]]]:  # per category: scores and intervals, percent
+    "Mean IoU of each category's phrases; for PNG that is its average recall."
+    return _broken_down(table, table["category"])
+
+
+def by_size(
+    table: dict[str, np.ndarray],
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, tuple[float, float]]]]:  # per size: scores and intervals, percent
+    "Mean IoU of small, medium and large objects."
+    return _broken_down(table, bootstrap.sizes(table["truth"], table["pixels"]), bootstrap.SIZES)
+
+
+def _broken_down(table: dict[str, np.ndarray], kinds: np.ndarray, order: Any = None) -> tuple[dict, dict]:
+    found = res.ratios(table["intersection"], table["union"])
+    return bootstrap.breakdown({name: found[name] for name in ("mIoU", "P@0.5")}, kinds, table["picture"], order)

@@ -116,6 +116,7 @@ class Grounder:
         head: str | Path | None = None,  # folder or file of a trained head; None: the folder given, or the one shipped
         device: str | None = None,  # None: a GPU if there is one
         dtype: str | None = None,  # of the LMM; None: the recipe's
+        sam: str | Path | None = None,  # for an unet_sam head: SAM's folder or file; None: facebook/sam-vit-large
     ) -> "Grounder":
         "Frozen LMM and head."
         recipe, lmm_folder, head_folder = recognise(recipe_or_folder)
@@ -124,7 +125,7 @@ class Grounder:
             raise SettingError(f"recipe {recipe.name!r} comes without a trained head: give one, Grounder.load({recipe.name!r}, head='checkpoints/...').")
         path = head if Path(head).exists() else project_root() / head
         lmm = FrozenLMM.load(recipe, lmm_folder, device, dtype)
-        return cls(lmm, checkpoints.load_head(path, recipe).to(lmm.device))
+        return cls(lmm, checkpoints.load_head(path, recipe, sam).to(lmm.device))
 
     def _grounding(self, image: Image.Image, phrases: list[str], features: Features) -> Grounding:
         return Grounding(image, phrases, evaluation.probabilities(self.head, [features])[0], features)
@@ -141,7 +142,7 @@ class Grounder:
             raise SettingError(f"phrases {phrases!r}: expected at least one, none of them empty.")
         pieces = [piece for k, phrase in enumerate(phrases) for piece in ((phrase, k), (".", None))]
         sample = Sample(image, pieces, np.zeros((len(phrases), image.height, image.width), bool))
-        return self._grounding(image, phrases, self.lmm.encode([sample])[0])
+        return self._grounding(image, phrases, self.lmm.encode([sample], tokens=self.head.needs_tokens)[0])
 
     def chat(
         self,
@@ -157,4 +158,7 @@ class Grounder:
         if phrases is None:
             phrases = [text] if 0 < len(text.split()) <= 3 else []
         spans = [find_span(answer.text, phrase) for phrase in phrases]
-        return Reply(text, answer, self._grounding(image, phrases, self.lmm.encode_answer(answer, spans)) if spans else None)
+        if not spans:
+            return Reply(text, answer)
+        features = self.lmm.encode_answer(answer, spans, tokens=self.head.needs_tokens)
+        return Reply(text, answer, self._grounding(image, phrases, features))

@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from . import checkpoints, evaluation, launch, recipes
+from . import checkpoints, evaluation, launch
 from .datasets import layout
 from .datasets.core import Sample, Subset
+from .datasets.reasonseg import question_prompt
 from .errors import CheckpointError, unknown
 from .lmm.frozen import Answer, FrozenLMM
+from .metrics import reasonseg
 from .records import Records
 
 # %% ../nbs/52a_tasks.ipynb #d64e70c8
@@ -51,6 +53,7 @@ class Job:
     head: str  # folder or file
     benchmarks: list[Benchmark]
     lmm: str = ""  # folder of the LMM; empty: the recipe's
+    sam: str = ""  # for an unet_sam head: SAM's folder or file; empty: facebook/sam-vit-large
     device: str = "auto"
     threshold: float = 0.5  # a pixel above it belongs to the mask
     batch_size: int = 8  # pictures at a time
@@ -72,7 +75,7 @@ class Job:
     @cached_property
     def models(self) -> tuple[FrozenLMM, nn.Module]:
         "The LMM and the head, loaded at the first use."
-        head = checkpoints.load_head(launch.project_root() / self.head, self.recipe)
+        head = checkpoints.load_head(launch.project_root() / self.head, self.recipe, self.sam or None)
         lmm = FrozenLMM.load(self.recipe, self.lmm or None, launch.device(self.device))
         return lmm, head.to(lmm.device)
 
@@ -93,7 +96,7 @@ def ground_answer(
     "Masks of stretches of an answer."
     if not spans:
         return np.zeros((0, answer.image.height, answer.image.width), bool)
-    features = lmm.encode_answer(answer, spans, tokens=getattr(head, "needs_tokens", False))
+    features = lmm.encode_answer(answer, spans, tokens=head.needs_tokens)
     return evaluation.probabilities(head, [features])[0] > threshold
 
 # %% ../nbs/52a_tasks.ipynb #4b69ed1c
@@ -106,9 +109,6 @@ def whole(text: str) -> list[tuple[int, int]]:  # one span, or none if there is 
 
 def measure_questions(job: Job, samples: list[Sample]) -> list[list[dict]]:
     "One record per question of ReasonSeg."
-    from hglmm.datasets.reasonseg import question_prompt
-    from hglmm.metrics import reasonseg
-
     lmm, head = job.models
     found = []
     for sample in samples:
@@ -166,7 +166,7 @@ SPOKEN = ("gcg", "reasonseg")  # tasks in which the LMM speaks first
 def settings_of(job: Job, benchmark: Benchmark) -> dict[str, Any]:
     "What the numbers of a benchmark depend on."
     settings = {
-        "task": benchmark.task, "benchmark": benchmark.title, "data": benchmark.root, "recipe": job.recipe, "lmm": job.lmm,
+        "task": benchmark.task, "benchmark": benchmark.title, "data": benchmark.root, "recipe": job.recipe, "lmm": job.lmm, "sam": job.sam,
         "head": evaluation.digest(job.models[1]), "threshold": job.threshold, "shuffle_phrases": job.shuffle_phrases,
     }  # fmt: skip
     if benchmark.task in SPOKEN:
