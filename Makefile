@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; python3 is $$(python3 --version 2>&1)."; exit 1; }
 	@echo "Setting up .venv (a few minutes, once) ..."
 	@python3 -m venv .venv || { echo "python3 could not make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
-	@$(PYTHON) -m pip install --quiet --editable '.[dev]'
+	@$(PYTHON) -m pip install --quiet --editable '.[dev,gcg]'
 	@touch $@
 
 # what make made; runs/, downloaded data and downloaded checkpoints stay

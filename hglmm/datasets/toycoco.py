@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from pycocotools import mask as coco_mask
 
+from . import reasonseg
 from ..launch import progress, project_root
 
 # %% ../../nbs/14_datasets.toycoco.ipynb #56f2a139
@@ -482,10 +483,7 @@ def as_text(said: list[Utterance]) -> str:
     return " ".join(u.text for u in said)
 
 # %% ../../nbs/14_datasets.toycoco.ipynb #bd2fab2b
-REASON_SUFFIX = (
-    "?Based on the image, answer the name of the object that is most relevant to the answer to the question "
-    "in just one or two words, and do not answer yes or no"
-)
+REASON_SUFFIX = reasonseg.SUFFIX  # what the benchmark puts behind each question
 
 
 def _name(s: Scene, members: list[int]) -> str:
@@ -656,23 +654,29 @@ def instance_entries(s: Scene, image_id: int) -> list[dict]:
 
 # %% ../../nbs/14_datasets.toycoco.ipynb #6257258a
 def description_entries(s: Scene, image_id: int, said: list[Utterance]) -> tuple[dict, list[dict]]:
-    "GranD-f: the caption with its phrases, and one mask per phrase."
+    "GranD-f: the caption with its phrases, and one mask per phrase. Ids are texts there, and name the picture's file."
     grounded = [u for u in said if u.labels]
-    caption = {"image_id": str(image_id), "id": image_id, "caption": as_text(said), "labels": [u.text for u in grounded]}
+    name = f"{image_id:012d}"
+    caption = {"id": image_id, "image_id": name, "caption": as_text(said), "labels": [u.text for u in grounded]}
     masks = [np.isin(s.labels, u.labels) for u in grounded]
     found = [
-        {"id": image_id * 100 + k, "image_id": str(image_id), "category_id": 1, "segmentation": run_length(m), "area": int(m.sum()), "bbox": _box(m), "iscrowd": 0}
+        {"id": image_id * 100 + k, "image_id": name, "category_id": 1, "segmentation": run_length(m), "area": int(m.sum()), "bbox": _box(m), "iscrowd": 0}
         for k, m in enumerate(masks)
     ]
     return caption, found
 
 
+def _outlines(mask: np.ndarray) -> list[list[list[float]]]:
+    "Outlines as labelme has them: corners are pixels, and those on the outline belong to the thing."
+    lines = contourpy.contour_generator(z=np.pad(mask, 1).astype(np.float32), line_type="Separate").lines(0.75)
+    return [np.rint(line[:-1] - 1).tolist() for line in lines if len(line) > 3]
+
+
 def labelme(s: Scene, name: str, question: str, long: bool, members: list[int]) -> dict:
     "ReasonSeg: a question, and the answer's outline."
     shapes = [
-        {"label": "target", "labels": ["target"], "shape_type": "polygon", "image_name": name, "group_id": None, "flags": {},
-         "points": np.reshape(p, (-1, 2)).tolist()}
-        for i in members for p in polygons(s.mask(i)) if len(p) >= 6
+        {"label": "target", "labels": ["target"], "shape_type": "polygon", "image_name": name, "group_id": None, "flags": {}, "points": points}
+        for i in members for points in _outlines(s.mask(i))
     ]  # fmt: skip
     return {"text": [question], "is_sentence": long, "shapes": shapes}
 
@@ -725,7 +729,7 @@ def _write_split(root: Path, seed: int, split: str, count: int, bar: Any) -> dic
         _write_json(coco / f"annotations/panoptic_{half}2017.json", {"images": pictures, "annotations": panoptic, "categories": CATEGORIES})
         _write_json(coco / f"annotations/png_coco_{half}2017.json", narratives)
     if split != "train":
-        entries = [{"id": str(p["id"]), "file_name": p["file_name"], "width": p["width"], "height": p["height"]} for p in pictures]
+        entries = [{"id": Path(p["file_name"]).stem, "file_name": p["file_name"], "width": p["width"], "height": p["height"]} for p in pictures]
         stem = f"GCG/annotations/val_test/{split}_gcg_coco"
         _write_json(root / f"{stem}_caption_gt.json", {"images": entries, "annotations": captions})
         _write_json(root / f"{stem}_mask_gt.json", {"images": entries, "annotations": masks, "categories": [{"id": 1, "name": "object"}]})
@@ -755,7 +759,7 @@ def generate(
     return root
 
 
-VERSION = 1  # of the world; a folder of another version is drawn anew
+VERSION = 3  # of the world; a folder of another version is drawn anew
 
 
 def ensure(
