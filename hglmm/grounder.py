@@ -9,6 +9,7 @@ __all__ = ['SHIPPED_HEADS', 'Grounding', 'Reply', 'recognise', 'Grounder']
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -117,6 +118,7 @@ class Grounder:
         device: str | None = None,  # None: a GPU if there is one
         dtype: str | None = None,  # of the LMM; None: the recipe's
         sam: str | Path | None = None,  # for an unet_sam head: SAM's folder or file; None: facebook/sam-vit-large
+        **spread: Any,  # `device_map` and `offload_folder` of `FrozenLMM.load`, for an LMM larger than one GPU
     ) -> "Grounder":
         "Frozen LMM and head."
         recipe, lmm_folder, head_folder = recognise(recipe_or_folder)
@@ -124,7 +126,7 @@ class Grounder:
         if head is None:
             raise SettingError(f"recipe {recipe.name!r} comes without a trained head: give one, Grounder.load({recipe.name!r}, head='checkpoints/...').")
         path = head if Path(head).exists() else project_root() / head
-        lmm = FrozenLMM.load(recipe, lmm_folder, device, dtype)
+        lmm = FrozenLMM.load(recipe, lmm_folder, device, dtype, **spread)
         return cls(lmm, checkpoints.load_head(path, recipe, sam).to(lmm.device))
 
     def _grounding(self, image: Image.Image, phrases: list[str], features: Features) -> Grounding:
@@ -159,6 +161,8 @@ class Grounder:
             phrases = [text] if 0 < len(text.split()) <= 3 else []
         spans = [find_span(answer.text, phrase) for phrase in phrases]
         if not spans:
+            answer.forget()
             return Reply(text, answer)
         features = self.lmm.encode_answer(answer, spans, tokens=self.head.needs_tokens)
+        answer.forget()  # a reply that is kept should not hold on to the LMM's cache
         return Reply(text, answer, self._grounding(image, phrases, features))

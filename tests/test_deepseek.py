@@ -1,5 +1,6 @@
 """DeepSeek-VL from its published files: names, numbers, and what is refused. Full-size towers need ../shared/conformance and are skipped without it."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -8,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from hglmm import recipes
-from hglmm.errors import CheckpointError, HGLMMError
+from hglmm.datasets.core import Sample
+from hglmm.errors import CheckpointError, HGLMMError, SettingError
 from hglmm.lmm import deepseek_vision, deepseek_vl, weights
 from hglmm.lmm.frozen import FrozenLMM
 
@@ -337,6 +340,39 @@ def test_broken_folders_are_refused(tiny_folder, file, content, said):
     (folder / file).unlink() if content is None else (folder / file).write_text(content)
     with pytest.raises(HGLMMError, match=said):
         load_tiny(folder)
+
+
+# Spread over devices. Here: memory and disk, which takes the same hooks as several GPUs
+
+SPREAD = {"": "cpu", "tower": "disk", "projector": "disk", "language_model.model.layers.1": "disk", "language_model.model.embed_tokens": "disk"}
+
+
+@pytest.mark.parametrize("hybrid", [False, True], ids=["1.3B", "7B"])
+@pytest.mark.parametrize("device_map", [SPREAD, {"": "disk"}, "auto"], ids=["some", "all", "auto"])
+def test_a_spread_model_gives_the_same(tiny_folder, tmp_path, hybrid, device_map):
+    folder = tiny_folder(hybrid)
+    whole = load_tiny(folder, hybrid)
+    spread = FrozenLMM.load(tiny_recipe(hybrid), folder, device_map=device_map, offload_folder=tmp_path / "offload")
+    on_disk = {n for n, p in spread.model.named_parameters() if p.is_meta}
+    if device_map != "auto":
+        parts = tuple(part for part, device in device_map.items() if device == "disk")
+        assert on_disk == {n for n, _ in whole.model.named_parameters() if n.startswith(parts)} and spread.device == torch.device("cpu")
+        assert {f"{n}.dat" for n in on_disk} == {file.name for file in (tmp_path / "offload").glob("*.dat")}
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8))
+    ours, theirs = (lmm.answer(image, "what", max_new_tokens=5) for lmm in (spread, whole))
+    assert ours == theirs and len(ours.tokens) > 0
+    a, b = (lmm.encode([Sample(image, [("what", None), ("User", 0)], np.ones((1, 20, 30), bool))], tokens=True)[0] for lmm in (spread, whole))
+    said = dict(text="what User", tokens=spread.tokenizer("what User")["input_ids"], offsets=[(0, 4), (4, 9)])  # random words mean nothing to this tokenizer
+    c, d = (lmm.encode_answer(dataclasses.replace(answer, **said), [(5, 9)], tokens=True) for lmm, answer in ((spread, ours), (whole, theirs)))
+    for x, y in ((a, b), (c, d)):
+        assert all(torch.allclose(getattr(x, name), getattr(y, name), atol=1e-6) for name in ("attention", "text", "levels"))
+        assert torch.allclose(x.tokens[0], y.tokens[0], atol=1e-6)
+
+
+def test_bad_maps_are_refused(tiny_folder):
+    for device_map, said in (({"towr": "cpu"}, "Did you mean 'tower'"), ({"": "cpu", "tower.low": "disk"}, "splits 'tower'"), ({"": "disk"}, "offload_folder")):
+        with pytest.raises(SettingError, match=said):
+            FrozenLMM.load(tiny_recipe(True), tiny_folder(), device_map=device_map)
 
 
 # Against the reference, at full size

@@ -16,17 +16,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import init_empty_weights
+from accelerate import dispatch_model, init_empty_weights
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ..errors import CheckpointError
 from ..geometry import Letterbox
 from . import weights
-from .deepseek_vision import HybridTower, build_projector, build_tower
-from .frozen import FrozenLMM, check_shape
+from .deepseek_vision import HybridTower, build_projector, build_tower, project_levels
+from .frozen import FrozenLMM, check_shape, load_tokenizer
 from ..recipes import Recipe
 
 # %% ../../nbs/24_lmm.deepseek_vl.ipynb #011369df
@@ -161,11 +161,19 @@ class DeepSeekVL(FrozenLMM, family="deepseek_vl"):
     "`MultiModalityCausalLM` as DeepSeek published it, frozen."
 
     @classmethod
-    def from_folder(cls, recipe: Recipe, path: str, device: torch.device, dtype: torch.dtype) -> "DeepSeekVL":
+    def from_folder(
+        cls, recipe: Recipe, path: str, device: torch.device, dtype: torch.dtype,
+        device_map: "str | dict[str, Any] | None" = None, offload_folder: Path | None = None,
+    ) -> "DeepSeekVL":  # fmt: skip
         "Load from the hub or a folder in its layout."
         folder = weights.local_folder(path)
         model, processor, tokenizer = check_folder(recipe, folder)
-        unused = weights.load_weights(model, folder, naming, unused_keys(model), torch.device(device), dtype)
+        if device_map is not None:
+            whole = [model.tower, model.projector, *model.language_model.model.layers]
+            device = weights.resolve_device_map(model, whole, device_map, dtype, offload_folder)
+        unused = weights.load_weights(model, folder, naming, unused_keys(model), device, dtype, offload_folder)
+        if device_map is not None:  # the towers are preloaded: they use parameters of parts whose own forward is not called
+            dispatch_model(model, device, offload_dir=offload_folder, skip_keys="past_key_values", preload_module_classes=[type(model.tower).__name__])
         lmm = cls(recipe, model, tokenizer)
         lmm.processor, lmm.unused = processor, unused
         return lmm
@@ -179,7 +187,7 @@ class DeepSeekVL(FrozenLMM, family="deepseek_vl"):
 
     def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         own, levels = self.model.tower(pixels, self.recipe.vision_layers)
-        return self.model.projector(own), self.model.projector(levels)
+        return self.model.projector(own), project_levels(self.model.projector, levels)
 
     def ask(self, question: str) -> str:
         return f"{SYSTEM}\n\n{super().ask(question)}"
@@ -197,13 +205,7 @@ def check_folder(
     ))  # fmt: skip
     if processor.size != model.tower.side:
         raise CheckpointError(f"{folder}: preprocessor_config.json makes pictures of {processor.size} pixels, the tower of config.json takes {model.tower.side}.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: the tokenizer cannot be loaded ({error}). Expected tokenizer.json and tokenizer_config.json.") from error
-    if tokenizer.convert_tokens_to_ids(recipe.image_token) in (None, tokenizer.unk_token_id):
-        raise CheckpointError(f"{folder}: the tokenizer does not know {recipe.image_token!r}, where the picture goes. Fetch tokenizer.json again.")
-    return model, processor, tokenizer
+    return model, processor, load_tokenizer(recipe, folder)
 
 # %% ../../nbs/24_lmm.deepseek_vl.ipynb #a22d9475
 def random_tensor(

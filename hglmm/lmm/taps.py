@@ -19,7 +19,7 @@ from ..errors import HGLMMError
 # %% ../../nbs/21_lmm.taps.ipynb #dc5b02cd
 @dataclass
 class Rows:
-    "What to read for one picture of a batch."
+    "What to read for one picture of a batch. What was read goes to the device these tensors are on."
 
     pooling: Tensor  # (n, r): how much of each row goes into each phrase; rows of the matrix sum to 1
     rows: Tensor  # int (r,): query positions
@@ -33,10 +33,10 @@ def phrase_rows(
     "The rows of all phrases, each phrase the mean of its tokens."
     rows = sorted(set().union(*members)) if members else []
     place = {position: r for r, position in enumerate(rows)}
-    pooling = torch.zeros(len(members), len(rows))
+    pooling = torch.zeros(len(members), len(rows), device=columns.device)
     for phrase, positions in enumerate(members):
         pooling[phrase, [place[p] for p in positions]] = 1 / max(len(positions), 1)
-    return Rows(pooling, torch.tensor(rows, dtype=torch.long), columns)
+    return Rows(pooling, torch.tensor(rows, dtype=torch.long, device=columns.device), columns)
 
 # %% ../../nbs/21_lmm.taps.ipynb #97cfe018
 class LooksAhead(HGLMMError):
@@ -77,8 +77,8 @@ def softmax_rows(
     if k.shape[0] != q.shape[0]:
         k = k.repeat_interleave(q.shape[0] // k.shape[0], 0)
     scores = torch.matmul(q, k.transpose(-1, -2)).float() * scale + bias
-    rows = torch.exp(scores[..., chosen.columns] - scores.logsumexp(-1, keepdim=True))
-    return torch.einsum("nr,arc->nac", chosen.pooling.to(rows.device), rows)
+    rows = torch.exp(scores[..., chosen.columns.to(scores.device)] - scores.logsumexp(-1, keepdim=True))
+    return torch.einsum("nr,arc->nac", chosen.pooling.to(rows.device), rows).to(chosen.pooling.device)
 
 # %% ../../nbs/21_lmm.taps.ipynb #8de74163
 @dataclass

@@ -1,0 +1,99 @@
+"Tokenizers and LLaVAs of the kinds that are published, small and with random weights."
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.normalizers import Prepend, Replace
+from tokenizers.normalizers import Sequence as Normalizers
+from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaTokenizerFast, LlavaConfig, LlavaNextConfig, PretrainedConfig
+
+from hglmm.lmm import llava
+
+TEXTS = (
+    "A red mug and two fish on the table.",
+    "  two spaces, then\n\ta tab ",
+    " leading space",
+    "红色的杯子 and 两条鱼。",
+    "한국어 العربية עברית हिन्दी ไทย",
+    "cafe\u0301 a\u0308o\u0308u\u0308 e\u0301\u0302 \u0301alone",
+    "🐟 a🐟b 🐟🐟 👩‍👩‍👧 🇩🇪 👍🏽",
+    "🐟" * 60 + "红" * 60 + " mug" * 60,
+    "x",
+    "",
+)
+SPECIAL = ["<unk>", "<s>", "</s>"]
+CORPUS = [*TEXTS, "USER: ASSISTANT: Please give me a description of the image.", "a red mug, two fish, a table, a tab. 红色的杯子。 " * 20]
+PLAIN = [t.encode("ascii", "ignore").decode() for t in CORPUS]  # what is not ASCII is then spelled in bytes
+
+
+def byte_level(folder: Path) -> LlamaTokenizerFast:
+    "DeepSeek's kind: BPE on bytes, in LLaMA's fast class. Merges may join a space with half a character."
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), decoders.ByteLevel()
+    inner.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=330, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=SPECIAL))
+    inner.save(str(folder / "tokenizer.json"))
+    return LlamaTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), add_bos_token=False)
+
+
+def metaspace(folder: Path) -> LlamaTokenizerFast:
+    "LLaMA's kind, as its tokenizer.json has it: BPE on characters, spaces written as a character, the rest in bytes."
+    spelled = [f"<0x{b:02X}>" for b in range(256)]
+    inner = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    inner.normalizer = Normalizers([Prepend("▁"), Replace(" ", "▁")])
+    inner.train_from_iterator(PLAIN, trainers.BpeTrainer(vocab_size=380, special_tokens=SPECIAL + spelled))
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    content = json.loads(inner.to_str())
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] in SPECIAL]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return LlamaTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+
+
+def sentencepiece_model(folder: Path) -> str:
+    "The file of a SentencePiece model trained as LLaMA's was."
+    trainer = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed (pip install hglmm[dev])").SentencePieceTrainer
+    (folder / "corpus.txt").write_text("\n".join(t for t in PLAIN if t.strip()), encoding="utf-8")
+    trainer.train(
+        input=str(folder / "corpus.txt"), model_prefix=str(folder / "tokenizer"), vocab_size=340, model_type="bpe", byte_fallback=True, character_coverage=1.0,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    return str(folder / "tokenizer.model")
+
+
+TEXT_SIZES = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4)
+RECIPE_SIZES = dict(layers=3, heads=4, width=32, dtype="float32")
+
+
+def shake(model: torch.nn.Module, seed: int = 0) -> None:
+    "Random weights of which every one matters: norms near one, nothing zero."
+    draw = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        noise = torch.randn(p.shape, generator=draw)
+        p.data = noise / p[0].numel() ** 0.5 if p.dim() > 1 else 1 + 0.1 * noise if "norm" in name and name.endswith("weight") else 0.1 * noise
+
+
+def llava_folder(folder: Path, text: PretrainedConfig, kind: str = "llava", tower_layers: int = 24) -> Path:
+    "A LLaVA with CLIP's tower at 336 pixels in the layout of `llava-hf`, narrow and with random weights."
+    folder.mkdir()
+    tokenizer = metaspace(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"], "pad_token": "<pad>"})
+    text.vocab_size = 64 * (len(tokenizer) // 64 + 1)
+    tower = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=tower_layers, num_attention_heads=2, image_size=336, patch_size=14, projection_dim=24,
+    )  # fmt: skip
+    image_token = tokenizer.convert_tokens_to_ids("<image>")
+    fields = dict(
+        ignore_index=-100, image_token_index=image_token, pad_token_id=tokenizer.pad_token_id, projector_hidden_act="gelu",
+        vision_feature_layer=-2, vision_feature_select_strategy="default",
+    )  # fmt: skip
+    if kind == "llava_next":
+        fields |= dict(image_grid_pinpoints=[[336, 672], [672, 336], [672, 672]], use_image_newline_parameter=True)
+    config = (LlavaConfig if kind == "llava" else LlavaNextConfig)(vision_config=tower.to_dict(), text_config=text.to_dict(), **fields)
+    model = llava.MODELS[kind](config)
+    shake(model)
+    model.save_pretrained(folder, max_shard_size="100KB")
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}).save_pretrained(folder)
+    return folder
