@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hglmm import Grounder, evaluation
 from hglmm.datasets.panoptic import Panoptic
 from hglmm.datasets.png import PNG
 from hglmm.errors import DataError
@@ -66,3 +67,15 @@ def test_a_segment_of_another_picture_is_named(tmp_path: Path) -> None:
     png = PNG(tmp_path / "png.json", COCO / "panoptic_examples.json", COCO / "panoptic_examples", COCO / "input_images")
     with pytest.raises(DataError, match=r"png\.json.*panoptic_examples\.json: image 439180: no segment 16757838"):
         png[0]
+
+
+@needs_coco
+def test_a_real_narrative_goes_through_the_toy_model(png: PNG) -> None:
+    grounder, sample = Grounder.load("toy_llava"), png[0]
+    features = grounder.lmm.encode([sample])[0]
+    assert len(features.attention) == 6 and features.attention.isfinite().all()
+    masks = evaluation.predict(grounder.lmm, grounder.head, [sample])[0]
+    assert masks.shape == sample.masks.shape
+    table = {name: np.array([row[name] for row in evaluation.rows_of(sample, masks)]) for name in ("iou", "isthing", "plural", "correct", "picture")}
+    scores, intervals = evaluation.png_scores(table)
+    assert 0 <= scores["all"] <= 100 and set(intervals) == set(scores)

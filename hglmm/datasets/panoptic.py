@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from .core import open_image, read_json
+from .core import PackedById, open_image, read_json
 from .fields import pick
 from ..errors import DataError
 
@@ -38,19 +38,36 @@ class Panoptic:
         self.path, self.folder = Path(json_path), Path(png_dir)
         content = read_json(self.path, "images", "annotations", "categories")
         self.categories = {i: (name, bool(thing)) for i, name, thing in pick(content["categories"], f"{self.path}: categories", "id", "name", "isthing")}
-        self.pictures = dict(pick(content["images"], f"{self.path}: images", "id", "file_name"))  # image id -> file name
+        images = pick(content["images"], f"{self.path}: images", "id", "file_name")
+        self._pictures = PackedById({_number(i, f"{self.path}: images: id"): name for i, name in images})  # image id -> file name
         self._index(content["annotations"])
 
 # %% ../../nbs/11_datasets.panoptic.ipynb #8e7843d2
+def _number(value: int | str, source: str) -> int:
+    "An id as the number that COCO says it is."
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise DataError(f"{source} {value!r:.80}: expected a whole number.") from None
+
+
+def _table(rows: list[tuple], source: str) -> np.ndarray:  # int64 (n, 3)
+    try:
+        return np.array(rows, dtype=np.int64).reshape(-1, 3)
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(f"{source}: expected whole numbers as id, category_id and area, found {rows!r:.200}.") from None
+
+
 @patch
 def _index(self: Panoptic, annotations: list[dict]) -> None:
     "Lay all segments end to end and remember each picture's part."
     source, end, parts = f"{self.path}: annotations", 0, []
-    self._rows: dict[int, tuple[str, int, int]] = {}  # image id -> PNG, first segment, one past the last
+    rows: dict[int, tuple[str, int, int]] = {}  # image id -> PNG, first segment, one past the last
     for i, (image_id, file_name, segments) in enumerate(pick(annotations, source, "image_id", "file_name", "segments_info")):
-        rows = pick(segments, f"{source}[{i}].segments_info", "id", "category_id", "area")
-        parts.append(np.array(rows, dtype=np.int64).reshape(-1, 3))
-        self._rows[int(image_id)] = (file_name, end, end := end + len(rows))
+        here = f"{source}[{i}].segments_info"
+        parts.append(_table(pick(segments, here, "id", "category_id", "area"), here))
+        rows[_number(image_id, f"{source}[{i}]: image_id")] = (file_name, end, end := end + len(parts[-1]))
+    self._rows = PackedById(rows)
     self._segments = np.concatenate(parts) if parts else np.zeros((0, 3), np.int64)
 
 
@@ -65,7 +82,7 @@ def __contains__(self: Panoptic, image_id: int | str) -> bool:
 
 # %% ../../nbs/11_datasets.panoptic.ipynb #e4ba00a6
 @patch
-def _row(self: Panoptic, image_id: int | str) -> tuple[str, int, int]:
+def _row(self: Panoptic, image_id: int | str) -> list:  # PNG, first segment, one past the last
     if image_id not in self:
         raise DataError(f"{self.path}: no annotation for image {image_id} among {len(self)}. Do narratives and panoptic file belong to the same split?")
     return self._rows[int(image_id)]
@@ -90,9 +107,15 @@ def segments(
 def file_name(self: Panoptic, image_id: int | str) -> str:
     "Name of the picture itself, e.g. `000000439180.jpg`."
     self._row(image_id)
-    if int(image_id) not in self.pictures:
+    if int(image_id) not in self._pictures:
         raise DataError(f"{self.path}: image {image_id} has an annotation but no entry in `images`, so its file name is unknown.")
-    return self.pictures[int(image_id)]
+    return self._pictures[int(image_id)]
+
+
+@patch
+def png(self: Panoptic, image_id: int | str) -> Path:
+    "The PNG with the segments of a picture."
+    return self.folder / self._row(image_id)[0]
 
 
 @patch
@@ -101,7 +124,7 @@ def id_map(
     image_id: int | str,
 ) -> np.ndarray:  # int32 (H, W): the segment id of every pixel, 0 where there is none
     "The PNG as segment ids."
-    colour = np.asarray(open_image(self.folder / self._row(image_id)[0])).astype(np.int32)
+    colour = np.asarray(open_image(self.png(image_id))).astype(np.int32)
     return colour[..., 0] + 256 * colour[..., 1] + 256**2 * colour[..., 2]
 
 # %% ../../nbs/11_datasets.panoptic.ipynb #4c607087
@@ -120,7 +143,6 @@ def masks(
                 raise DataError(f"{self.path}: image {image_id}: no segment {segment} in its segments_info (it has {len(known)}).")
             here = ids == segment
             if not here.any():
-                png = self.folder / self._row(image_id)[0]
-                raise DataError(f"{png}: image {image_id}: no pixel of segment {segment}, which {self.path.name} lists. Do the two belong together?")
+                raise DataError(f"{self.png(image_id)}: image {image_id}: no pixel of segment {segment}, which {self.path.name} lists. Do the two belong together?")
             mask |= here
     return masks

@@ -6,12 +6,13 @@
 __all__ = ['Narrative', 'read_narratives', 'PNG']
 
 # %% ../../nbs/12_datasets.png.ipynb #9631a969
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastcore.basics import patch
 
-from .core import Sample, open_image, read_json
+from .core import Packed, Sample, open_image, read_json
 from .fields import pick
 from .panoptic import Panoptic
 from ..errors import DataError
@@ -75,7 +76,8 @@ class PNG:
     ):
         self.path, self.image_dir = Path(narratives), Path(image_dir)
         every = read_narratives(self.path)
-        self.narratives = [narrative for narrative in every if narrative.segments]
+        grounded = (narrative for narrative in every if narrative.segments)
+        self.narratives = Packed(([getattr(n, f.name) for f in dataclasses.fields(n)] for n in grounded), Narrative)
         self.skipped = len(every) - len(self.narratives)  # narratives without a grounded phrase
         self.panoptic = Panoptic(panoptic_json, panoptic_dir)
 
@@ -109,4 +111,4 @@ def __getitem__(self: PNG, i: int) -> Sample:
     image = open_image(path)
     if image.size != masks.shape[:0:-1]:
         raise DataError(f"{path}: the picture is {image.size}, its panoptic annotation {masks.shape[:0:-1]} (width, height). Do they belong together?")
-    return Sample(image, list(narrative.pieces), masks, narrative.id, info)
+    return Sample(image, [(text, k) for text, k in narrative.pieces], masks, narrative.id, info)

@@ -67,11 +67,11 @@ def draw_shapes(
     "What the shapes say of each pixel."
     drawn = []
     for i, (label, _) in enumerate(pick(shapes, f"{source}: shapes", "label", "points")):
-        corners = _corners(shapes[i], f"{source}: shapes[{i}]")
+        outline = _corners(shapes[i], f"{source}: shapes[{i}]")
         if not isinstance(label, str):
             raise DataError(f"{source}: shapes[{i}]: label {label!r:.80}: expected text.")
-        if corners and label.lower() != "flag":
-            drawn.append((draw_polygon(corners, size), IGNORE if "ignore" in label.lower() else TARGET))
+        if outline and label.lower() != "flag":
+            drawn.append((draw_polygon(outline, size), IGNORE if "ignore" in label.lower() else TARGET))
     drawn.reverse()  # the sort keeps the order of equals
     result = np.zeros(size[::-1], np.uint8)
     for mask, value in sorted(drawn, key=lambda entry: -np.count_nonzero(entry[0])):
