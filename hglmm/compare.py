@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from fastcore.basics import patch
 
-from . import launch, viz
+from . import evaluation, launch, viz
 from .errors import DataError, SettingError, unknown
-from .metrics import bootstrap, png, res
+from .metrics import bootstrap, reasonseg, res
 from .metrics.published import BENCHMARKS, PROTOCOLS, Published, published
 from .records import Records
 
@@ -174,11 +174,8 @@ def ratios_of(
 ) -> bootstrap.Ratios:
     "What the scores of a task sum up, row by row."
     if task == "png":
-        pixels = {"pixel acc": (table["correct"], np.ones(len(table["correct"])))} if "correct" in table else {}
-        return {**png.ratios(table["iou"], table["isthing"], table["plural"]), **pixels}
+        return evaluation.png_ratios(table)
     if task == "reasonseg":
-        from hglmm.metrics import reasonseg
-
         return reasonseg.ratios(table["intersection"], table["union"])
     return res.ratios(table["intersection"], table["union"])
 

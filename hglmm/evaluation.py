@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Measure', 'SET_UP', 'MANY', 'probabilities', 'predict', 'rows_of', 'digest', 'batches', 'measure_batch', 'evaluate',
-           'check_failures', 'res_scores', 'png_scores', 'reasonseg_scores', 'by_category', 'by_size']
+           'check_failures', 'res_scores', 'png_ratios', 'png_scores', 'reasonseg_scores', 'by_category', 'by_size']
 
 # %% ../nbs/52_evaluation.ipynb #242870ff
 import hashlib
@@ -171,14 +171,17 @@ def res_scores(
     return res.scores(*columns), bootstrap.ratio_intervals(res.ratios(*columns), table["picture"])
 
 
+def png_ratios(table: dict[str, np.ndarray]) -> bootstrap.Ratios:
+    "What the scores of PNG sum up, phrase by phrase: those of `metrics.png`, and pixel accuracy."
+    return {**png.ratios(table["iou"], table["isthing"], table["plural"]), "pixel acc": (table["correct"], np.ones(len(table["correct"])))}
+
+
 def png_scores(
     table: dict[str, np.ndarray],
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:  # scores and intervals, percent
     "Average recall by kind of phrase, accuracy at 0.5, and pixel accuracy."
-    columns = (table["iou"], table["isthing"], table["plural"])
-    pixels = {"pixel acc": (table["correct"], np.ones(len(table["correct"])))}
-    scores = {**png.scores(*columns), "pixel acc": float(100 * table["correct"].mean()) if len(table["correct"]) else float("nan")}
-    return scores, bootstrap.ratio_intervals({**png.ratios(*columns), **pixels}, table["picture"])
+    ratios = png_ratios(table)
+    return bootstrap.ratio_scores(ratios), bootstrap.ratio_intervals(ratios, table["picture"])
 
 # %% ../nbs/52_evaluation.ipynb #2f244125
 def reasonseg_scores(

@@ -22,9 +22,10 @@ from . import checkpoints, evaluation, launch
 from .datasets import layout
 from .datasets.core import Sample, Subset
 from .datasets.reasonseg import question_prompt
-from .errors import CheckpointError, unknown
+from .errors import SettingError, unknown
 from .lmm.frozen import Answer, FrozenLMM
-from .metrics import reasonseg
+from .metrics import gcg, reasonseg
+from .noun_phrases import noun_phrases
 from .records import Records
 
 # %% ../nbs/52a_tasks.ipynb #d64e70c8
@@ -128,9 +129,6 @@ def measure_questions(job: Job, samples: list[Sample]) -> list[list[dict]]:
 # %% ../nbs/52a_tasks.ipynb #1a966499
 def measure_descriptions(job: Job, samples: list[Sample]) -> list[list[dict]]:
     "One record per noun phrase of what the LMM says of a picture; one with no phrase if it names nothing."
-    from hglmm.metrics import gcg
-    from hglmm.noun_phrases import noun_phrases
-
     lmm, head = job.models
     found = []
     for sample in samples:
@@ -186,7 +184,7 @@ def measure(
     if benchmark.task not in TASKS:
         raise unknown("task", benchmark.task, TASKS)
     if job.shuffle_phrases and benchmark.task in SPOKEN:
-        raise CheckpointError(f"shuffle_phrases: not for task {benchmark.task!r}, where the LMM speaks picture by picture and there is nothing to swap.")
+        raise SettingError(f"shuffle_phrases: not for task {benchmark.task!r}, where the LMM speaks picture by picture and there is nothing to swap.")
     records = Records(benchmark.folder, process, settings_of(job, benchmark))
     evaluation.evaluate(lambda samples: TASKS[benchmark.task](job, samples), data, records, job.batch_size, process, processes, advance)
     return records

@@ -1,6 +1,7 @@
 "Tokenizers and LLaVAs of the kinds that are published, small and with random weights."
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,13 @@ def llava_folder(folder: Path, text: PretrainedConfig, kind: str = "llava", towe
     tokenizer.save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}).save_pretrained(folder)
     return folder
+
+
+class Hostile:
+    "A pickled object that leaves a trace when it is built."
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from small_lmms import Hostile
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
@@ -299,16 +299,6 @@ def test_truncated_files_are_refused(tiny_folder, name, size):
         open_file.truncate(size)
     with pytest.raises(CheckpointError, match=f"{name}: "):
         load_tiny(folder)
-
-
-class Hostile:
-    "A pickled object that leaves a trace when it is built."
-
-    def __init__(self, trace: Path):
-        self.trace = trace
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.trace),)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from small_lmms import RECIPE_SIZES, TEXT_SIZES, llava_folder
+from small_lmms import RECIPE_SIZES, TEXT_SIZES, Hostile, llava_folder
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
 from hglmm import recipes
@@ -222,16 +221,6 @@ def test_tables_of_older_files_are_let_be(broken, sample):
     index["weight_map"] |= dict.fromkeys(extra, first_shard(broken).name)
     (broken / "model.safetensors.index.json").write_text(json.dumps(index))
     assert_same(load(broken).encode([sample])[0], before, atol=0)
-
-
-class Hostile:
-    "A pickled object that leaves a trace when it is built."
-
-    def __init__(self, trace: Path):
-        self.trace = trace
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.trace),)
 
 
 def test_a_hostile_pickle_is_not_executed(broken, tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 from fastcore.basics import patch
 from pycocotools import mask as coco_mask
 
-from . import safe_pickle
+from . import run_lengths, safe_pickle
 from .core import Packed, PackedById, Sample, open_image, read_json
 from .fields import pick
 from ..errors import DataError, unknown
@@ -31,33 +31,6 @@ def _sound(polygon: object) -> bool:
         return False
     return all(isinstance(v, (int, float)) and abs(v) < FARTHEST for v in polygon)  # nan fails too
 
-
-def _unpack(text: bytes) -> list[int] | None:
-    "Run lengths from COCO's text form; None if the text is no such thing."
-    counts, value, shift = [], 0, 0
-    for character in text:
-        bits = character - 48
-        if not 0 <= bits < 64:
-            return None
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:  # the number's last character; its fifth bit is the sign
-            value -= (bits >> 4 & 1) << shift
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value = shift = 0
-    return None if shift else counts
-
-
-def _rle(segmentation: dict, height: int, width: int) -> dict | None:
-    "A run-length mask as pycocotools takes it; None if it does not describe a picture of this size."
-    counts = segmentation.get("counts")
-    if isinstance(counts, (str, bytes)):
-        counts = _unpack(counts.encode("latin1", "replace") if isinstance(counts, str) else counts)
-    if segmentation.get("size") not in ([height, width], (height, width)) or not isinstance(counts, list):
-        return None
-    whole = all(isinstance(c, int) and c >= 0 for c in counts) and sum(counts) == height * width
-    return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width) if whole else None
-
 # %% ../../nbs/13_datasets.refcoco.ipynb #42c15a3d
 def _sound_polygons(segmentation: object) -> list[list]:
     return [p for p in segmentation if _sound(p)] if isinstance(segmentation, list) else []
@@ -65,7 +38,7 @@ def _sound_polygons(segmentation: object) -> list[list]:
 
 def usable(segmentation: list | dict, height: int, width: int) -> bool:
     "Can `decode` make a mask of this? It is not drawn to find out."
-    return bool(_rle(segmentation, height, width) if isinstance(segmentation, dict) else _sound_polygons(segmentation))
+    return bool(run_lengths.sound(segmentation, height, width) if isinstance(segmentation, dict) else _sound_polygons(segmentation))
 
 
 def decode(
@@ -76,7 +49,7 @@ def decode(
 ) -> np.ndarray:  # bool (H, W)
     "The mask of a COCO annotation."
     if isinstance(segmentation, dict):
-        rle = _rle(segmentation, height, width)
+        rle = run_lengths.sound(segmentation, height, width)
     else:
         polygons = _sound_polygons(segmentation)
         rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)) if polygons else None
