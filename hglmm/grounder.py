@@ -18,7 +18,7 @@ from torch import nn
 from . import checkpoints, evaluation, recipes, viz
 from .datasets.core import Sample, open_image
 from .errors import CheckpointError, SettingError
-from .launch import project_root
+from .launch import places, shipped
 from .lmm.frozen import Answer, Features, FrozenLMM
 from .phrases import find_span
 
@@ -86,9 +86,11 @@ def recognise(
     what: str | Path | recipes.Recipe,
 ) -> tuple[recipes.Recipe, Path | None, Path | None]:  # recipe, folder of the LMM, folder of the head
     "What a recipe's name or a folder stands for."
-    folder = next((p for p in (Path(str(what)).expanduser(), project_root() / str(what)) if p.is_dir()), None)
-    if isinstance(what, recipes.Recipe) or str(what) in recipes.RECIPES or folder is None:
-        return recipes.get(what if isinstance(what, recipes.Recipe) else str(what)), None, None
+    if isinstance(what, recipes.Recipe) or str(what) in recipes.RECIPES:
+        return recipes.get(what), None, None
+    folder = next((p for p in places(what) if p.is_dir()), None)
+    if folder is None:
+        return recipes.get(str(what)), None, None
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
@@ -122,10 +124,12 @@ class Grounder:
     ) -> "Grounder":
         "Frozen LMM and head."
         recipe, lmm_folder, head_folder = recognise(recipe_or_folder)
-        head = head or head_folder or SHIPPED_HEADS.get(recipe.name)
+        head = head or head_folder
+        if head is None and recipe.name in SHIPPED_HEADS:
+            head = shipped(SHIPPED_HEADS[recipe.name])
         if head is None:
             raise SettingError(f"recipe {recipe.name!r} comes without a trained head: give one, Grounder.load({recipe.name!r}, head='checkpoints/...').")
-        path = head if Path(head).exists() else project_root() / head
+        path = next((p for p in places(head) if p.exists()), head)
         lmm = FrozenLMM.load(recipe, lmm_folder, device, dtype, **spread)
         return cls(lmm, checkpoints.load_head(path, recipe, sam).to(lmm.device))
 

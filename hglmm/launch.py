@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Parameter', 'declared', 'Settings', 'read_parameters', 'parameters', 'project_root', 'data_root', 'run_folder',
-           'writing', 'seed_everything', 'LogLines', 'in_log', 'progress', 'device', 'has_bfloat16', 'autocast']
+           'projects', 'shipped', 'places', 'writing', 'seed_everything', 'LogLines', 'in_log', 'progress', 'device',
+           'has_bfloat16', 'autocast']
 
 # %% ../nbs/50_launch.ipynb #fab42913
 import ast
@@ -28,6 +29,7 @@ import torch
 from tqdm.auto import tqdm as live_bar
 from tqdm.std import tqdm as text_bar
 
+from . import errors
 from .errors import SettingError, nearest, unknown
 
 # %% ../nbs/50_launch.ipynb #27b1c7ef
@@ -217,12 +219,21 @@ def parameters(
     return read_parameters(list(shell.user_ns.get("In", [])), shell.user_ns, **allowed)
 
 # %% ../nbs/50_launch.ipynb #ad36c920
+def _is_project(folder: Path) -> bool:
+    "Is it this project's folder? Somebody's own nbdev project has a settings.ini too, which names another library."
+    try:
+        text = (folder / "settings.ini").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return not text.strip() or re.search(r"(?m)^\s*lib_name\s*[=:]\s*hglmm\s*$", text) is not None
+
+
 def project_root(
     start: str | Path | None = None,  # where to begin; None: the working directory
-) -> Path:  # the folder above that holds settings.ini; the working directory if there is none
+) -> Path:  # the folder above that holds this project's settings.ini (or an empty one); the working directory if there is none
     "The folder of this project."
     start = Path(start or Path.cwd()).resolve()
-    return next((p for p in (start, *start.parents) if (p / "settings.ini").is_file()), Path.cwd())
+    return next((p for p in (start, *start.parents) if _is_project(p)), Path.cwd())
 
 
 def data_root(
@@ -242,6 +253,32 @@ def run_folder(
     folder = project_root() / Path(root or os.environ.get("HGLMM_RUNS") or "runs").expanduser() / str(name)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+# %% ../nbs/50_launch.ipynb #8696a2a5
+def projects() -> list[Path]:
+    "Folders of this project, best first: around the working directory, and where this package is imported from."
+    return [p for p in dict.fromkeys((project_root(), Path(errors.__file__).resolve().parent.parent)) if _is_project(p)]
+
+
+def shipped(
+    relative: str | Path,  # as seen from the project's folder: checkpoints/toy_llava
+) -> Path:
+    "A file or folder that comes with the project, from any working directory."
+    places = [root / relative for root in projects()]
+    for place in places:
+        if place.exists():
+            return place
+    looked = f"not found as {', '.join(map(str, places))}" if places else "this package was installed without it"
+    raise SettingError(f"{relative}: comes with the project's folder; {looked}. Run in a checkout of hglmm, or install from one (pip install -e .).")
+
+
+def places(
+    path: str | Path,  # what a user gave
+) -> list[Path]:
+    "Where a path may be meant: as it stands, from the project's folder. `~` is the home folder."
+    with contextlib.suppress(RuntimeError):  # ~name of somebody who has no home here
+        path = Path(path).expanduser()
+    return list(dict.fromkeys([Path(path), *(root / path for root in projects())]))
 
 # %% ../nbs/50_launch.ipynb #a6947eb5
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from pycocotools import mask as coco_mask
 
 from . import reasonseg
-from ..launch import progress, project_root
+from ..launch import progress, projects
 
 # %% ../../nbs/14_datasets.toycoco.ipynb #56f2a139
 COLOURS = {
@@ -763,12 +763,12 @@ VERSION = 3  # of the world; a folder of another version is drawn anew
 
 
 def ensure(
-    root: str | Path | None = None,  # None: data/toycoco of the project
+    root: str | Path | None = None,  # None: data/toycoco of the project, of the working directory if there is no project
     seed: int = 0,
     counts: dict[str, int] | None = None,
 ) -> Path:
     "The data root of toycoco, drawn now if it is not there yet."
-    root = Path(root) if root else project_root() / "data" / "toycoco"
+    root = Path(root) if root else next(iter(projects()), Path.cwd()) / "data" / "toycoco"
     wanted = {"seed": seed, "counts": {**SPLITS, **(counts or {})}, "version": VERSION}
     try:
         if json.loads((root / "toycoco.json").read_text()) == wanted:

@@ -97,9 +97,9 @@ def find(
     place: str,  # what `place_of` gives
 ) -> Path:
     "SAM's folder or file; from the hub if it is not here."
-    from hglmm.launch import project_root
+    from hglmm.launch import places
 
-    for path in (Path(place).expanduser(), project_root() / place):
+    for path in places(place):
         if path.exists():
             return path
     for name in FILES:

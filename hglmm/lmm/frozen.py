@@ -187,16 +187,17 @@ def find_weights(
     where: str | Path,  # hub name or folder
 ) -> str:  # folder if there is one, else the hub name
     "Where the weights of an LMM are."
-    from hglmm.launch import project_root
+    from hglmm.launch import places
 
-    for folder in (Path(where).expanduser(), project_root() / where):
+    for folder in places(where):
         if folder.is_dir():
             if not (folder / "config.json").exists():
                 raise CheckpointError(f"{folder}: no config.json here. Expected a folder in the hub's layout (config, weights, tokenizer).")
             return str(folder)
     if str(where).count("/") == 1 and not str(where).startswith((".", "checkpoints/")):
         return str(where)
-    raise CheckpointError(f"{where}: no such folder, and not a hub name (owner/model). checkpoints/README.md says where weights go.")
+    raise CheckpointError(f"{where}: no such folder, and not a hub name (owner/model). What comes with the project is found in a checkout of hglmm and with "
+                          "an editable install of one; checkpoints/README.md says where other weights go.")  # fmt: skip
 
 
 def load_tokenizer(
