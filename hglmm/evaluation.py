@@ -30,11 +30,12 @@ from .training import swap_phrases
 def probabilities(
     head: nn.Module,  # in eval mode
     features: list[Features],
+    autocast: str = "off",  # precision of the head, as `launch.autocast` names it
 ) -> list[np.ndarray]:  # per picture float32 (n, H, W), at the picture's own size
     "How likely each pixel belongs to each phrase."
-    with launch.autocast(features[0].levels.device):
-        logits = head(features)
-    return [f.letterbox.restore(one.float().sigmoid()).cpu().numpy() for one, f in zip(logits, features, strict=True)]
+    with launch.autocast(features[0].levels.device, autocast):
+        drawn = head.draw(features)
+    return [one.letterbox.enlarge(one.logits.sigmoid()).cpu().numpy() for one in drawn]
 
 
 def predict(
@@ -43,10 +44,11 @@ def predict(
     samples: list[Sample],
     threshold: float = 0.5,
     shuffle_phrases: bool = False,  # a control, see `training.swap_phrases`
+    autocast: str = "off",  # precision of the head, as `launch.autocast` names it
 ) -> list[np.ndarray]:  # per sample bool (n, H, W)
     "Masks of every phrase of every sample."
     features = lmm.encode(samples, tokens=head.needs_tokens)
-    return [p > threshold for p in probabilities(head, swap_phrases(features) if shuffle_phrases else features)]
+    return [p > threshold for p in probabilities(head, swap_phrases(features) if shuffle_phrases else features, autocast)]
 
 # %% ../nbs/52_evaluation.ipynb #6d564ad1
 def rows_of(

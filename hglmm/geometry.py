@@ -77,6 +77,11 @@ def _resize(
     return functional.interpolate(flat, size=target, mode=mode, **options).reshape(*lead, *target)
 
 
+def _precise(maps: Tensor) -> Tensor:
+    "In float32, or float64 if it is that already."
+    return maps if maps.dtype in (torch.float32, torch.float64) else maps.float()
+
+
 def _back(result: Tensor, like: Tensor | np.ndarray) -> Tensor | np.ndarray:
     return result.numpy() if isinstance(like, np.ndarray) else result
 
@@ -90,9 +95,18 @@ def crop(
     maps = torch.as_tensor(logits)
     if maps.ndim < 2 or maps.shape[-1] != maps.shape[-2]:
         raise DataError(f"maps of shape {tuple(maps.shape)}: expected (..., h, h), a map of the whole square.")
-    maps = _resize(maps if maps.is_floating_point() else maps.float(), (self.size, self.size), "bilinear")
+    maps = _resize(_precise(maps), (self.size, self.size), "bilinear")
     left, top, right, bottom = self.pad
     return _back(maps[..., top : self.size - bottom, left : self.size - right], logits)
+
+
+@patch
+def enlarge(
+    self: Letterbox,
+    maps: Maps,  # (..., h', w') over the picture, at any size; torch or numpy
+) -> Maps:  # (..., H, W) over the picture, at its own size
+    "Maps of the picture at its own size."
+    return _back(_resize(_precise(torch.as_tensor(maps)), self.picture, "bilinear"), maps)
 
 
 @patch
@@ -101,8 +115,7 @@ def restore(
     logits: Maps,  # (..., h, w) over the whole square; torch or numpy
 ) -> Maps:  # (..., H, W) over the picture, at its own size
     "Maps of the square as maps of the picture."
-    cropped = torch.as_tensor(self.crop(logits))
-    return _back(_resize(cropped, self.picture, "bilinear"), logits)
+    return self.enlarge(self.crop(logits))
 
 # %% ../nbs/02_geometry.ipynb #c0faf077
 @patch
@@ -114,6 +127,20 @@ def box(
     left, top, right, bottom = self.pad
     cell = self.size / (side or self.size)
     return left / cell, top / cell, (self.size - right) / cell, (self.size - bottom) / cell
+
+# %% ../nbs/02_geometry.ipynb #50d20b3c
+@patch
+def cut(
+    self: Letterbox,
+    maps: Maps,  # (..., h, h) over the whole square; torch or numpy
+) -> Maps:  # (..., h', w'): the cells that hold the picture
+    "The picture's region on a map's own grid, without resizing it (F-LMM's refiner reads coarse masks so, METHOD section 5)."
+    side = maps.shape[-1]
+    if maps.ndim < 2 or maps.shape[-2] != side:
+        raise DataError(f"maps of shape {tuple(maps.shape)}: expected (..., h, h), a map of the whole square.")
+    left, top = (int(pad * side / self.size) for pad in self.pad[:2])
+    width, height = (max(1, int(length * side / self.size + 0.5)) for length in self.resized)
+    return maps[..., top : top + height, left : left + width]
 
 # %% ../nbs/02_geometry.ipynb #43823cd2
 @patch

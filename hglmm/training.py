@@ -26,6 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 from . import checkpoints, heads, launch, recipes
 from .datasets.core import Sample, Subset
 from .errors import CheckpointError, SettingError
+from .heads.base import Drawn
 from .lmm.frozen import Features, FrozenLMM
 from .losses import mask_loss
 
@@ -43,15 +44,18 @@ def rate(
 
 # %% ../nbs/51_training.ipynb #33c18808
 def batch_loss(
-    logits: list[Tensor],  # per picture (n, h, w) over the square
-    features: list[Features],  # for their letterboxes
-    samples: list[Sample],  # for their masks
+    drawn: list[Drawn],  # per picture, what the head drew
+    samples: list[Sample],  # for their masks, which are resized (nearest) to the logits
 ) -> dict[str, Tensor]:  # loss, loss_mask, loss_dice, accuracy, aiou: means over pictures
-    "The loss of METHOD section 4."
+    "The loss of METHOD section 4; a head that is trained at two stages has that of both, and the accuracy of the last."
     losses = []
-    for one, feature, sample in zip(logits, features, samples, strict=True):
-        masks = feature.letterbox.targets(torch.from_numpy(sample.masks))
-        losses.append(mask_loss(feature.letterbox.crop(one), masks.to(one.device)))
+    for one, sample in zip(drawn, samples, strict=True):
+        masks = torch.from_numpy(sample.masks)
+        loss = mask_loss(one.logits, masks)
+        if one.coarse is not None:
+            before = mask_loss(one.coarse, masks)
+            loss |= {name: loss[name] + before[name] for name in ("loss", "loss_mask", "loss_dice")}
+        losses.append(loss)
     return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
 
 # %% ../nbs/51_training.ipynb #760ede6b
@@ -187,8 +191,8 @@ def train_step(self: Trainer, samples: list[Sample]) -> dict[str, Tensor]:
     for group in self.optimizer.param_groups:
         group["lr"] = self.run.lr * rate(self.step, self.run.steps, self.run.recipe.schedule)
     with launch.autocast(self.accelerator.device):
-        logits = self.head(features)
-    losses = batch_loss(logits, features, samples)
+        drawn = self.plain_head.draw(features)
+    losses = batch_loss(drawn, samples)
     self.accelerator.backward(losses["loss"])
     self.accelerator.clip_grad_norm_(self.head.parameters(), self.run.recipe.schedule.clip)
     self.optimizer.step()

@@ -88,27 +88,112 @@ def test_both_forms_of_sam_are_the_same(sam, tmp_path, form):
     assert all(torch.equal(tensor, expected[f"vision_encoder.{name}"]) for name, tensor in read.encoder.state_dict().items())
 
 
+# prompts and the way back, written out from METHOD section 5
+
+
+def enlarged(map: np.ndarray, height: int, width: int) -> np.ndarray:
+    "Bilinear, align_corners false, no antialiasing: every pixel by itself, in float64."
+
+    def places(count: int, of: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        at = np.clip((np.arange(count) + 0.5) * of / count - 0.5, 0, of - 1)
+        low = np.floor(at).astype(int)
+        return low, np.minimum(low + 1, of - 1), at - low
+
+    (top, bottom, down), (left, right, across) = places(height, map.shape[0]), places(width, map.shape[1])
+    rows = map[top] * (1 - down)[:, None] + map[bottom] * down[:, None]
+    return rows[:, left] * (1 - across) + rows[:, right] * across
+
+
+def cut_out(map: np.ndarray, box: Letterbox) -> np.ndarray:
+    "Start int(pad * side / S), length int(side * side / S + 0.5), per axis."
+    side = map.shape[-1]
+    x, y = (int(pad * side / box.size) for pad in box.pad[:2])
+    w, h = (int(length * side / box.size + 0.5) for length in box.resized)
+    return map[..., y : y + h, x : x + w]
+
+
+def expected_prompts(coarse: torch.Tensor, box: Letterbox, size: tuple[int, int], side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    "Boxes (n, 4) and mask prompts (n, 1, side / 4, side / 4)."
+    inside = cut_out(coarse.double().numpy(), box)
+    outside = min(-1.0, inside.min())
+    width, height = box.picture
+    boxes, masks = [], []
+    for one in inside:
+        ys, xs = np.nonzero(enlarged(1 / (1 + np.exp(-one)), height, width) > 0.5)
+        x0, y0, x1, y1 = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) if len(xs) else (0, 0, width, height)
+        boxes.append([x0 * size[1] / width, y0 * size[0] / height, x1 * size[1] / width, y1 * size[0] / height])
+        square = np.full((side, side), outside)
+        square[: size[0], : size[1]] = enlarged(one, *size)
+        masks.append(enlarged(square, side // 4, side // 4))
+    return torch.tensor(boxes).float(), torch.from_numpy(np.stack(masks)).float()[:, None]
+
+
+SHAPES = [(640, 427), (427, 640), (500, 500), (1200, 300), (333, 500), (37, 150), (200, 133)]
+
+
+@pytest.mark.parametrize(("width", "height"), SHAPES)
+@pytest.mark.parametrize("square_side", [128, 336, 384, 1024])
+def test_sam_is_asked_as_the_method_says(width, height, square_side):
+    box, side = Letterbox.fit(width, height, square_side), 256
+    size = tuple(int(length * side / max(width, height) + 0.5) for length in (height, width))
+    torch.manual_seed(width)
+    coarse = F.interpolate(4 * torch.randn(1, 3, 9, 9), size=(64, 64), mode="bicubic")[0]
+    coarse[1] = -5 - coarse[1].abs()  # nothing above zero: the whole picture
+    coarse[2] -= 2
+    boxes, masks = expected_prompts(coarse, box, size, side)
+    inside = box.cut(coarse)
+    torch.testing.assert_close(refiner.to_boxes(inside, box, size), boxes, rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(refiner.to_masks(inside, size, side, side // 4), masks, rtol=1e-5, atol=1e-5)
+    assert boxes[1].tolist() == [0, 0, size[1], size[0]]
+
+
+def test_outside_the_picture_the_mask_prompt_is_never_above_minus_one():
+    "All phrases of a picture share one value, that of the smallest logit; where all are sure of themselves it is -1."
+    size = (64, 128)
+    for lowest, expected in ((-7.0, -7.0), (-0.25, -1.0), (3.0, -1.0)):
+        inside = torch.full((2, 32, 64), 5.0)
+        inside[1, 3, 4] = lowest
+        masks = refiner.to_masks(inside, size, 128, 32)
+        assert masks[:, 0, 17:].unique().tolist() == [expected], "both phrases, all that is below the picture"
+
+
+def test_no_gradient_through_the_box_but_through_the_mask():
+    box, inside = Letterbox.fit(120, 90, 128), torch.randn(2, 48, 64, requires_grad=True)
+    assert not refiner.to_boxes(inside, box, (96, 128)).requires_grad
+    refiner.to_masks(inside, (96, 128), 128, 32).sum().backward()
+    assert inside.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(("width", "height"), SHAPES)
+def test_the_way_back_ends_at_the_pictures_own_size(width, height):
+    box, side = Letterbox.fit(width, height, 384), 256
+    size = tuple(int(length * side / max(width, height) + 0.5) for length in (height, width))
+    low = torch.randn(2, 64, 64)
+    expected = [enlarged(enlarged(one, side, side)[: size[0], : size[1]], height, width) for one in low.double().numpy()]
+    torch.testing.assert_close(refiner.to_picture(low, box, size, side), torch.from_numpy(np.stack(expected)).float(), rtol=1e-4, atol=1e-4)
+
+
 # parity
 
 
 @pytest.mark.parametrize(("width", "height"), [(128, 96), (80, 128)])
 def test_without_words_it_is_transformers_sam(sam, head, width, height):
-    "From picture, box and mask to the mask of the picture. The pictures fit the LMM's square without resizing, so nothing is lost on the way back."
+    "From picture, box and mask to the mask of the picture."
     one = features(width, height, [1, 1, 1])
     head.embed_tokens = lambda tokens: torch.zeros(len(tokens), 0, 256)
     with torch.no_grad():
-        logits = head([one])[0]
+        drawn = head.draw([one])[0]
         coarse = head.unet(one.attention)
         processor = SamImageProcessor(size={"longest_edge": SIDE}, pad_size={"height": SIDE, "width": SIDE})
         seen = processor(one.image, return_tensors="pt")
-        masks, boxes = refiner.to_prompts(coarse, one.letterbox, (height, width), SIDE, SIDE // 4)
+        boxes, masks = expected_prompts(coarse, one.letterbox, (height, width), SIDE)
         pixels = seen["pixel_values"].expand(3, -1, -1, -1)
         theirs = sam.model(pixels, input_boxes=boxes[:, None], input_masks=masks, multimask_output=False).pred_masks
     sizes = [[height, width]] * 3
     whole = processor.post_process_masks(list(theirs), sizes, sizes, binarize=False, pad_size={"height": SIDE, "width": SIDE})
-    restored = one.letterbox.restore(logits)
-    assert restored.shape == (3, height, width) and restored.std() > 1e-3
-    torch.testing.assert_close(restored, torch.cat(whole)[:, 0], rtol=1e-4, atol=1e-5 * float(restored.abs().max()))
+    assert drawn.logits.shape == (3, height, width) and drawn.logits.std() > 1e-3
+    torch.testing.assert_close(drawn.logits, torch.cat(whole)[:, 0], rtol=1e-4, atol=2e-5 * float(drawn.logits.abs().max()))
+    torch.testing.assert_close(drawn.coarse, one.letterbox.cut(coarse))
 
 
 class Slow:
@@ -188,16 +273,17 @@ def test_words_are_prompts_after_the_box(sam, head):
     coarse = head.unet(one.attention)
     coarse[1] = -1  # a phrase whose coarse mask is empty
     embedding, size = sam_parts.load_sam(str(sam.folder)).see(one.image, torch.device("cpu"))
-    masks, boxes = refiner.to_prompts(coarse, one.letterbox, size, SIDE, SIDE // 4)
-    assert boxes[1].tolist() == [0, 0, size[1] - 1, size[0] - 1]
+    boxes, masks = expected_prompts(coarse, one.letterbox, size, SIDE)
+    assert boxes[1].tolist() == [0, 0, size[1], size[0]]
     mix = head.text_layer_weights.softmax(0)
     words = [sum(mix[layer] * t[:, layer] for layer in range(TOY.layers)) @ head.text_projection.weight.T + head.text_projection.bias for t in one.tokens]
     slow = Slow(sam.published)
     expected = torch.stack([slow.mask(embedding[0], masks[k, 0], boxes[k], words[k]) for k in range(5)])
-    logits = head.refine(coarse, one)
-    expected = refiner.to_square(expected, one.letterbox, size, SIDE)
-    inside = expected > refiner.OUTSIDE
-    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4 * float(expected[inside].std()))
+    logits = head.refine(one.letterbox.cut(coarse), one)
+    expected = refiner.to_picture(expected, one.letterbox, size, SIDE)
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4 * float(expected.std()))
+    square = head([one])[0]
+    assert square.shape == (5, TOY.image_size, TOY.image_size) and one.letterbox.restore(square).shape == logits.shape
 
 
 @torch.no_grad()
@@ -215,12 +301,11 @@ def test_an_official_file_gives_what_its_weights_give(sam, head, tmp_path):
 def test_low_precision_changes_little(head):
     "Under autocast the decoder's numbers are rounded, prompts are not. The coarse masks are the same for both: rounded, one near zero may get another box."
     one = features(128, 90, [2, 6])
-    coarse = head.unet(one.attention)
+    coarse = one.letterbox.cut(head.unet(one.attention))
     expected = head.refine(coarse, one)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = head.refine(coarse, one)
-    inside = expected > refiner.OUTSIDE
-    assert logits.dtype == torch.float32 and float((logits - expected)[inside].std() / expected[inside].std()) < 0.1
+    assert logits.dtype == torch.float32 and float((logits - expected).std() / expected.std()) < 0.1
 
 
 # where SAM is
@@ -292,6 +377,25 @@ def test_it_trains_from_what_sam_knows(sam, lmm, small_world, tmp_path):
         assert [m.shape for m in masks] == [s.masks.shape for s in samples]
 
 
+def test_the_loss_has_both_stages(sam, lmm, small_world, head):
+    "METHOD section 5, step 6: BCE and Dice of the coarse logits on their cells and of the refined ones on the picture, truth nearest to each, weight 1 each."
+    data = layout.TrainingSet.open(small_world)
+    samples = [data[0], data[len(data) - 1]]
+    with torch.no_grad():
+        drawn = head.draw(lmm.encode(samples, tokens=True))
+    losses = []
+    for one, sample in zip(drawn, samples, strict=True):
+        truth = torch.from_numpy(sample.masks)
+        assert one.logits.shape == truth.shape and one.coarse.shape[1:] == one.letterbox.cut(torch.zeros(64, 64)).shape
+        for logits in (one.logits, one.coarse):
+            nearest = truth[:, torch.arange(logits.shape[1]) * truth.shape[1] // logits.shape[1]][:, :, torch.arange(logits.shape[2]) * truth.shape[2] // logits.shape[2]]
+            p, t = logits.sigmoid(), nearest.float()
+            dice = 1 - (2 * (p * t).sum((1, 2)) + 1) / (p.sum((1, 2)) + t.sum((1, 2)) + 1)
+            losses.append(F.binary_cross_entropy_with_logits(logits, t) + dice.mean())
+    found = training.batch_loss(drawn, samples)
+    assert float(found["loss"]) == pytest.approx(float(sum(losses)) / 2, rel=1e-5)
+
+
 def test_the_head_learns_a_mask(sam, lmm, small_world):
     "One sample again and again: the loss falls, although SAM's image encoder knows nothing."
     data = layout.TrainingSet.open(small_world)
@@ -302,7 +406,7 @@ def test_the_head_learns_a_mask(sam, lmm, small_world):
     optimizer = torch.optim.AdamW([p for p in head.parameters() if p.requires_grad], lr=1e-3)
     losses = []
     for _ in range(25):
-        loss = training.batch_loss(head(encoded), encoded, samples)["loss"]
+        loss = training.batch_loss(head.draw(encoded), samples)["loss"]
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)

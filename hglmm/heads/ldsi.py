@@ -74,5 +74,5 @@ def forward(
     stages[-1] = self.last_stage(stages[-1])
     stages = [resize(stage, side) for stage, side in zip(stages, self.stage_sizes, strict=True)]
     detail = resize(F.relu(self.detail_norm(self.detail_projection(detail))), self.stage_sizes[0])
-    stages[0] = stages[0] + detail[picture_of]
+    stages[0] = stages[0] + detail.index_select(0, picture_of)  # not detail[picture_of]: see above
     return stages
