@@ -71,9 +71,10 @@ def _kept(
     words: list[tuple[str, ...]],  # of each chunk, in small letters
     bare: list[bool],  # per chunk: pronouns and determiners only
 ) -> list[int]:  # positions, in order
-    "The chunks that name something."
+    "The chunks that name something, equal ones once."
     naming = [i for i, chunk in enumerate(words) if chunk and not bare[i] and not any("image" in word for word in chunk)]
-    return [i for i in naming if not any(_stands_within(words[i], words[j]) for j in naming)]
+    first = [i for i in naming if words[i] not in words[:i]]
+    return [i for i in first if not any(_stands_within(words[i], words[j]) for j in first)]
 
 # %% ../nbs/03a_noun_phrases.ipynb #0f179e50
 def _trimmed(chunk: Any) -> Any:
@@ -82,12 +83,19 @@ def _trimmed(chunk: Any) -> Any:
     return chunk.doc[tokens[0] : tokens[-1] + 1] if tokens else chunk[:0]
 
 
+def _whole(text: str) -> list[Span]:  # none if there is nothing but blanks
+    "A text as one phrase, without the blanks around it."
+    stripped = text.strip()
+    start = text.find(stripped)
+    return [Span(stripped, start, start + len(stripped))] if stripped else []
+
+
 def noun_phrases(
     text: str,  # an answer
     parser: str | None = None,  # a spaCy pipeline; None: the best that is installed
 ) -> list[Span]:  # in the order of the text
     "The phrases of an answer to be grounded (METHOD section 5)."
     chunks = [_trimmed(chunk) for chunk in load_parser(parser)(text).noun_chunks]
-    words = [tuple(token.lower_ for token in chunk) for chunk in chunks]
-    bare = [all(token.pos_ in ("PRON", "DET") for token in chunk) for chunk in chunks]
-    return [Span(chunks[i].text, chunks[i].start_char, chunks[i].end_char) for i in _kept(words, bare)]
+    words = [tuple(token.lower_ for token in chunk if not token.is_space) for chunk in chunks]
+    bare = [all(token.pos_ in ("PRON", "DET", "SPACE") for token in chunk) for chunk in chunks]
+    return [Span(chunks[i].text, chunks[i].start_char, chunks[i].end_char) for i in _kept(words, bare)] or _whole(text)

@@ -128,7 +128,7 @@ def measure_questions(job: Job, samples: list[Sample]) -> list[list[dict]]:
 
 # %% ../nbs/52a_tasks.ipynb #1a966499
 def measure_descriptions(job: Job, samples: list[Sample]) -> list[list[dict]]:
-    "One record per noun phrase of what the LMM says of a picture; one with no phrase if it names nothing."
+    "One record per noun phrase of what the LMM says of a picture; one with no phrase if it says nothing."
     lmm, head = job.models
     found = []
     for sample in samples:
@@ -136,7 +136,7 @@ def measure_descriptions(job: Job, samples: list[Sample]) -> list[list[dict]]:
         spans = noun_phrases(answer.text)
         masks = ground_answer(lmm, head, answer, [(s.start, s.end) for s in spans], job.threshold)
         said = gcg.to_prediction(sample.info["image_id"], answer.text.strip(), [s.text for s in spans], masks)
-        common = {"picture": str(said["image_id"]), "caption": said["caption"]}
+        common = {"picture": str(said["image_id"]), "caption": said["caption"], "cut": bool(getattr(answer, "cut", False))}
         phrases = [{"text": text, "mask": json.dumps(mask)} for text, mask in zip(said["phrases"], said["pred_masks"], strict=True)]
         found.append([{**common, **one} for one in phrases or [{"text": "", "mask": ""}]])
     return found

@@ -1,0 +1,255 @@
+"""GCG and ReasonSeg on tiny data whose scores are worked out by hand: from what an LMM says and a head draws to records, from records to scores.
+
+The LMM and the head here say and draw what is written below; everything between them and the scores is the real thing.
+A picture is known by its size, its masks are whole columns, so every number of pixels can be counted in the head.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+from torch import nn
+
+from hglmm import evaluation, noun_phrases, tasks
+from hglmm.datasets.grandf import GranDf
+from hglmm.datasets.reasonseg import ReasonSeg
+from hglmm.errors import SettingError
+from hglmm.geometry import Letterbox
+from hglmm.lmm.frozen import Features
+from hglmm.metrics import captions, gcg
+
+
+def _missing(check) -> str:
+    try:
+        check()
+    except SettingError as error:
+        return str(error)
+    return ""
+
+
+needs_java = pytest.mark.skipif(bool(_missing(captions.check_java)), reason=_missing(captions.check_java))
+needs_parser = pytest.mark.skipif(bool(_missing(noun_phrases.load_parser)), reason=_missing(noun_phrases.load_parser))
+
+
+# An LMM that says what it is told, and a head that draws what it is told
+
+
+@dataclass
+class Said:
+    text: str
+    image: Image.Image
+    cut: bool = False
+
+
+class Told:
+    "An LMM: per side of a picture its answer, whether that was cut, and per phrase the columns it lies on with their probability."
+
+    device = torch.device("cpu")
+    source: dict = {}
+
+    def __init__(self, answers: dict[int, tuple[str, dict[str, tuple[range, float]]]], cut: set[int] = frozenset()):
+        self.answers, self.cut, self.asked = answers, cut, []
+
+    def answer(self, image: Image.Image, question: str, max_new_tokens: int = 1024) -> Said:
+        self.asked.append((question, max_new_tokens))
+        return Said(self.answers[image.width][0], image, image.width in self.cut)
+
+    def encode_answer(self, answer: Said, spans: list[tuple[int, int]], tokens: bool = False) -> Features:
+        side, (text, drawn) = answer.image.width, self.answers[answer.image.width]
+        likely = torch.full((len(spans), 1, side, side), 0.01)
+        for map_, (start, end) in zip(likely, spans, strict=True):
+            columns, probability = drawn[text[start:end]]
+            map_[0, :, columns.start : columns.stop] = probability
+        return Features(likely.logit(), torch.zeros(len(spans), 1, 1), torch.zeros(1), torch.zeros(1), Letterbox.fit(side, side, side), answer.image)
+
+
+class Drawn(nn.Module):
+    "A head: the logits that the LMM above hands over."
+
+    needs_tokens = False
+
+    def forward(self, features: list[Features]) -> list[torch.Tensor]:
+        return [f.attention[:, 0] for f in features]
+
+
+def told(task: str, data, lmm: Told, folder: Path, threshold: float, **options) -> dict[str, np.ndarray]:
+    "The table of an evaluation of `data`."
+    benchmark = tasks.Benchmark(f"{task} by hand", task, str(folder), str(folder / "records"), {"split": "val"})
+    job = tasks.Job("toy_llava", "none", [benchmark], threshold=threshold, device="cpu", batch_size=1, **options)
+    job.__dict__["models"] = (lmm, Drawn().eval())
+    records = tasks.measure(job, benchmark, data)
+    assert evaluation.check_failures(records, len(data)) == 0
+    return records.table()
+
+
+def picture(folder: Path, name: str, side: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (side, side)).save(folder / f"{name}.jpg")
+
+
+def columns(side: int, where: range) -> np.ndarray:
+    mask = np.zeros((side, side), bool)
+    mask[:, where.start : where.stop] = True
+    return mask
+
+
+# GCG
+
+# name: side, caption, labels with the columns they lie on
+PEOPLE = {
+    "p1": (8, "a red mug on the table.", {"a red mug": range(0, 4), "the table": range(4, 8)}),
+    "p2": (10, "two dogs run.", {"two dogs": range(5, 10), "a lawn": range(0, 5)}),
+    "p3": (12, "a kite.", {"a kite": range(0, 6)}),
+    "p4": (14, "an old boat.", {"an old boat": range(0, 7)}),
+}
+ANSWERS = {
+    8: ("A red mug on the table.", {"A red mug": (range(0, 4), 0.9), "the table": (range(5, 8), 0.9)}),
+    10: (" The grass here and the grass there.\n", {"The grass": (range(0, 3), 0.9)}),  # said twice, grounded once, where it stands first
+    12: ("Flying high.", {"Flying high.": (range(4, 10), 0.9)}),  # no noun phrase: the whole answer
+    14: ("", {}),  # no answer
+}
+ALIKE = {("A red mug", "a red mug"): 1.0, ("the table", "the table"): 1.0, ("The grass", "a lawn"): 0.5}
+MASKS_ONLY = ("AP50", "mIoU", "Recall")
+
+
+def alike(first: list[str], second: list[str]) -> np.ndarray:
+    return np.array([[ALIKE.get((a, b), 0.0) for b in second] for a in first]).reshape(len(first), len(second))
+
+
+@pytest.fixture
+def described(tmp_path) -> tuple[GranDf, Path, Path]:
+    images, said, drawn = [], [], []
+    for name, (side, caption, labels) in PEOPLE.items():
+        picture(tmp_path / "images", name, side)
+        images.append({"id": name, "height": side, "width": side})
+        said.append({"id": len(said), "image_id": name, "caption": caption, "labels": list(labels)})
+        masks = np.stack([columns(side, where) for where in labels.values()])
+        for code in gcg.to_prediction("", "", list(labels), masks)["pred_masks"]:
+            drawn.append({"id": len(drawn), "image_id": name, "category_id": 1, "segmentation": code, "iscrowd": 0})
+    files = []
+    for kind, annotations in (("caption", said), ("mask", drawn)):
+        files.append(tmp_path / f"{kind}.json")
+        files[-1].write_text(json.dumps({"images": images, "annotations": annotations}))
+    return GranDf(*files, tmp_path / "images"), files[1], files[0]
+
+
+@needs_parser
+def test_a_description_becomes_records(described, tmp_path):
+    lmm = Told(ANSWERS, cut={10})
+    table = told("gcg", described[0], lmm, tmp_path, 0.5, question="What is there?", max_new_tokens=77)
+    assert list(zip(table["picture"], table["text"], strict=True)) == [
+        ("p1", "A red mug"), ("p1", "the table"), ("p2", "The grass"), ("p3", "Flying high."), ("p4", ""),
+    ]  # fmt: skip
+    assert table["caption"].tolist() == ["A red mug on the table."] * 2 + ["The grass here and the grass there.", "Flying high.", ""]
+    assert table["cut"].tolist() == [False, False, True, False, False]
+    assert lmm.asked == [("What is there?", 77)] * 4
+    predictions = tasks.gcg_predictions(table)
+    assert [(p["image_id"], len(p["phrases"]), len(p["pred_masks"])) for p in predictions] == [("p1", 2, 2), ("p2", 1, 1), ("p3", 1, 1), ("p4", 0, 0)]
+
+
+@needs_parser
+def test_scores_of_the_masks_by_hand(described, tmp_path):
+    """
+    p1: the mug's 4 columns of 8 exactly, of the table 3 of 4: IoU 1 and 3/4, both named: mean 7/8, 2 found of 2.
+    p2: of the lawn 3 of 5 columns, 3/5, and its cosine is 0.5: just enough. 1 found of 2.
+    p3: 6 columns on 6, of which 2 are shared: 2 / 10. Not found, of 1.
+    p4: nothing, of 1.
+    AP50: in order of pictures right, right, right, wrong; 6 are asked for. Precision is 1 up to a recall of 3/6, then 0: 51 of the 101 points.
+    """
+    data, *files = described
+    predictions = tasks.gcg_predictions(told("gcg", data, Told(ANSWERS), tmp_path, 0.5))
+    result = gcg.evaluate(predictions, *files, alike, MASKS_ONLY)
+    assert result.missing == [] and result.each["image_id"].tolist() == list(PEOPLE)
+    np.testing.assert_allclose(result.each["mIoU"], [7 / 8, 3 / 5, 2 / 10, 0])
+    assert result.each["matched"].tolist() == [2, 1, 0, 0] and result.each["labels"].tolist() == [2, 2, 1, 1]
+    expected = {"AP50": 100 * 51 / 101, "mIoU": 100 * (7 / 8 + 3 / 5 + 2 / 10) / 4, "Recall": 100 * 3 / 6}
+    assert result.scores == pytest.approx(expected)
+
+
+@needs_parser
+def test_the_threshold_of_a_job_decides_on_its_masks(described, tmp_path):
+    "The mug is 0.4 likely, the table 0.6: at 0.3 both are drawn, at 0.5 only the table, at 0.7 neither."
+    answers = {**ANSWERS, 8: (ANSWERS[8][0], {"A red mug": (range(0, 4), 0.4), "the table": (range(4, 8), 0.6)})}
+    found = {}
+    for threshold in (0.3, 0.5, 0.7):
+        table = told("gcg", described[0], Told(answers), tmp_path / str(threshold), threshold)
+        found[threshold] = [int(coco_mask.area(code)) for code in tasks.gcg_predictions(table)[0]["pred_masks"]]
+    assert found == {0.3: [32, 32], 0.5: [0, 32], 0.7: [0, 0]}
+
+
+@needs_parser
+@needs_java
+def test_scores_of_the_words_by_hand(described, tmp_path):
+    """
+    Only p1 says what people say, word for word: 6 words, of which METEOR calls 3 function words (a, on, the). Of all answers 8 words are of the other kind
+    (red mug table, grass here grass, flying high) and 7 function words (a on the, the and the there); of all captions 8 (red mug table, dogs run, kite, old
+    boat) and 6 (a on the, two, a, an). A function word weighs 1/4, another 3/4. The perfect match has no gaps, so no penalty.
+    Its CIDEr is 10 of 10, that of the others 0: together 2.5, in percent 250. The picture without an answer counts in both.
+    """
+    data, *files = described
+    predictions = tasks.gcg_predictions(told("gcg", data, Told(ANSWERS), tmp_path, 0.5))
+    result = gcg.evaluate(predictions, *files, alike, ("METEOR", "CIDEr"))
+    right = 3 / 4 * 3 + 1 / 4 * 3
+    precision, recall = right / (3 / 4 * 8 + 1 / 4 * 7), right / (3 / 4 * 8 + 1 / 4 * 6)
+    assert result.each["METEOR"].tolist() == [1, 0, 0, 0] and result.each["CIDEr"] == pytest.approx([10, 0, 0, 0])
+    assert result.scores["METEOR"] == pytest.approx(100 * precision * recall / (0.85 * precision + 0.15 * recall))
+    assert result.scores["CIDEr"] == pytest.approx(250)
+
+
+# ReasonSeg
+
+
+def rectangle(label: str, where: range, side: int) -> dict:
+    left, right = where.start, where.stop - 1  # an outline belongs to its polygon
+    return {"label": label, "points": [[left, 0], [right, 0], [right, side - 1], [left, side - 1]]}
+
+
+# name: side, question, is it a sentence, shapes
+QUESTIONS = {
+    "q1": (8, "something to drink from", False, [("target", range(0, 4)), ("ignore", range(6, 8))]),
+    "q2": (10, "something to sit on", False, [("ignore", range(0, 3))]),
+    "q3": (12, "Where would you put the flowers so that they last?", True, [("target", range(0, 6)), ("flag", range(6, 12))]),
+    "q4": (14, "something to read", False, [("target", range(0, 7))]),
+}
+REPLIES = {
+    8: (" the mug ", {"the mug": (range(2, 8), 0.4)}),
+    10: ("a chair", {"a chair": (range(0, 2), 0.9)}),  # on nothing but what is ignored
+    12: ("vase", {"vase": (range(0, 3), 0.31)}),
+    14: ("", {}),  # no answer points at nothing
+}
+
+
+@pytest.fixture
+def asked(tmp_path) -> ReasonSeg:
+    folder = tmp_path / "reason_seg/val"
+    for name, (side, question, long, shapes) in QUESTIONS.items():
+        picture(folder, name, side)
+        drawn = [rectangle(label, where, side) for label, where in shapes]
+        (folder / f"{name}.json").write_text(json.dumps({"text": [question], "is_sentence": long, "shapes": drawn}))
+    return ReasonSeg(folder)
+
+
+def test_scores_of_reasoning_by_hand(asked, tmp_path):
+    """
+    In columns, of which each question's picture has as many as rows. q1: truth 0-3, predicted 2-7, ignored 6-7: 2 shared of 6, 16 of 48 pixels.
+    q2: no truth, and what is predicted is ignored: 0 of 0, which gIoU counts as 1. q3: 3 of 6: 36 of 72 pixels. q4: 0 of 7, 0 of 98.
+    """
+    table = told("reasonseg", asked, Told(REPLIES), tmp_path, 0.3)
+    assert table["answer"].tolist() == ["the mug", "a chair", "vase", ""]
+    assert table["intersection"].tolist() == [16, 0, 36, 0] and table["union"].tolist() == [48, 0, 72, 98]
+    scores, _ = evaluation.reasonseg_scores(table)
+    first, third = 16 / (48 + 1e-5), 36 / (72 + 1e-5)
+    assert scores["overall"] == pytest.approx({"questions": 4, "gIoU": 100 * (first + 1 + third + 0) / 4, "cIoU": 100 * 52 / 218})
+    assert scores["short"] == pytest.approx({"questions": 3, "gIoU": 100 * (first + 1 + 0) / 3, "cIoU": 100 * 16 / 146})
+    assert scores["long"] == pytest.approx({"questions": 1, "gIoU": 100 * third, "cIoU": 50})
+
+
+def test_what_is_likely_depends_on_the_threshold(asked, tmp_path):
+    "At 0.5 nothing is left of q1 and q3: unions are the truths alone; at 0.3 a probability of 0.31 is enough."
+    table = told("reasonseg", asked, Told(REPLIES), tmp_path, 0.5)
+    assert table["intersection"].tolist() == [0, 0, 0, 0] and table["union"].tolist() == [32, 0, 72, 98]
