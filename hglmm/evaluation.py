@@ -203,7 +203,11 @@ def by_category(
     table: dict[str, np.ndarray],  # of RES or PNG
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, tuple[float, float]]]]:  # per category: scores and intervals, percent
     "Mean IoU of each category's phrases; for PNG that is its average recall."
-    return _broken_down(table, table["category"])
+    several = "plural" in table  # PNG: a phrase may have segments of several categories
+    named = [dict.fromkeys(name.split(", ")) if several else [name] for name in map(str, table["category"])]
+    rows = np.repeat(np.arange(len(named)), [len(names) for names in named])
+    kinds = np.array([name for names in named for name in names], dtype=str)
+    return _broken_down({name: table[name][rows] for name in ("intersection", "union", "picture")}, kinds)
 
 
 def by_size(

@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from hglmm import evaluation
 from hglmm.metrics import bootstrap, png, res
 
 CASES = 1000
@@ -211,3 +212,21 @@ def test_the_benchmark_reports_both_ways(run_notebook):
     assert report["phrases"] == 300 and report["ratio"] == pytest.approx(report["seconds"]["threshold loop"] / report["seconds"]["closed form"])
     assert 0 < report["largest_difference"] <= 100 / 500 and all(v > 0 for v in report["peak_MiB"].values())
     assert "closed form is" in said
+
+
+def test_a_phrase_of_several_categories_counts_in_each():
+    """
+    Four phrases of PNG: a person (IoU 0.8), a person and a horse (0.4), two horses and a dog (0.1), grass (1). The rows are categories, not combinations, and intervals draw pictures:
+    of the person's two phrases, one on each picture, a draw sees the first alone, the second alone or both.
+    """
+    table = {
+        "intersection": np.array([80, 40, 10, 50]), "union": np.array([100, 100, 100, 50]), "truth": np.array([90, 60, 50, 50]), "pixels": np.array([400] * 4),
+        "category": np.array(["person", "person, horse", "horse, dog", "grass-merged"]), "plural": np.array([False, True, True, False]),
+        "isthing": np.array([True, True, True, False]), "picture": np.array(["1", "2", "2", "1"]),
+    }  # fmt: skip
+    scores, intervals = evaluation.by_category(table)
+    assert {name: row["phrases"] for name, row in scores.items()} == {"dog": 1, "grass-merged": 1, "horse": 2, "person": 2}
+    assert {name: row["mIoU"] for name, row in scores.items()} == pytest.approx({"dog": 10, "grass-merged": 100, "horse": 25, "person": 60})
+    assert intervals["person"]["mIoU"] == pytest.approx((40, 80)) and intervals["horse"]["mIoU"] == pytest.approx((25, 25))
+    of_res = {k: v for k, v in table.items() if k not in ("plural", "isthing")} | {"category": np.array(["person", "table, round", "table, round", "dog"])}
+    assert {name: row["phrases"] for name, row in evaluation.by_category(of_res)[0].items()} == {"dog": 1, "person": 1, "table, round": 2}
