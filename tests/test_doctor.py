@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hglmm.datasets import doctor
+from hglmm.datasets import doctor, layout
 from hglmm.datasets.doctor import BENCHMARKS, Report, examine
 
 REFS = ("refcoco", "refcoco+", "refcocog")
@@ -51,20 +51,62 @@ def test_an_empty_tree_says_where_to_get_everything(tmp_path: Path) -> None:
     for part, page, path in [
         ("refcoco+", "github.com/lichengunc/refer", "coco/refcoco+/refs(unc).p"),
         ("png val", "bcv-uniandes.github.io", "coco/annotations/png_coco_val2017.json"),
-        ("gcg test", "huggingface.co/datasets/MBZUAI/GranD-f", "GCG/annotations/val_test/test_gcg_coco_mask_gt.json"),
-        ("reasonseg val", "github.com/dvlab-research/LISA", "reason_seg/val"),
+        ("gcg test", "huggingface.co/datasets/MBZUAI/GranD-f", "GCG/GranDf/annotations/val_test/test_gcg_coco_mask_gt.json"),
+        ("reasonseg val", "github.com/dvlab-research/LISA", "reason_seg/ReasonSeg/val"),
         ("coco/train2017", "cocodataset.org", "coco/train2017"),
     ]:
         assert page in found(report, part)[1] and path in found(report, part)[1]
 
 
 def test_one_benchmark_alone_is_enough(small_world: Path, tmp_path: Path) -> None:
-    shutil.copytree(small_world / "reason_seg/val", tmp_path / "reason_seg/val")
+    shutil.copytree(small_world / "reason_seg/ReasonSeg/val", tmp_path / "reason_seg/ReasonSeg/val")
     report = examine(tmp_path)
     assert report.usable == {"res": False, "png": False, "gcg": False, "reasonseg": True} and report.status() == 0
     assert report.status(["png"]) == 1 and found(report, "reasonseg test")[0] == "missing"
     state, note = found(report, "reasonseg val")
     assert state == "odd" and note.endswith("published 200")
+
+
+OTHER_PLACES = {  # what users have on disk -> where it may lie as well
+    "GCG/GranDf/annotations/val_test": ("GCG/annotations/val_test", "GCG/GranDf/val_test"),
+    "GCG/GranDf_HA_images/val_test": ("GCG/images/GranDf_HA_images/val_test", "GCG/GranDf/GranDf_HA_images/val_test"),
+    "reason_seg/ReasonSeg/val": ("reason_seg/val",),
+}
+
+
+@pytest.mark.parametrize(("usual", "other"), [(usual, other) for usual, others in OTHER_PLACES.items() for other in others])
+def test_a_tree_of_another_project(world: Path, usual: str, other: str) -> None:
+    """Each thing by itself at its other place, the rest where HG-LMM has it; then in both."""
+    parts = ("reasonseg val",) if "reason" in usual else ("gcg val", "gcg test")
+    before = {part: found(examine(world, ["gcg", "reasonseg"]), part)[1] for part in parts}
+    assert all(usual in note for note in before.values())
+    (world / other).parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(world / usual, world / other)
+    report = examine(world)
+    assert {f.state for f in report.findings} == {"ok"} and report.status(BENCHMARKS) == 0
+    assert all(found(report, part)[1] == note.replace(usual, other) for part, note in before.items())
+    opened = layout.open_reasonseg(world) if "reason" in usual else layout.open_grandf(world)
+    assert len(opened) and opened[0].masks.any()
+    (world / usual).mkdir(parents=True)
+    (world / usual / ".DS_Store").write_bytes(b"Bud1")  # a folder of leftovers is no place
+    assert {f.state for f in examine(world).findings} == {"ok"}
+    shutil.copytree(world / other, world / usual, dirs_exist_ok=True)
+    report = examine(world, ["gcg", "reasonseg"])
+    for part, note in before.items():
+        assert found(report, part)[0] == "odd" and found(report, part)[1].startswith(f"{note}; not read, since the place above comes first: {other}")
+    assert report.status(["gcg", "reasonseg"]) == 0
+
+
+def test_val_in_one_tree_and_test_in_the_other(world: Path) -> None:
+    for kind in ("caption", "mask"):
+        name = f"test_gcg_coco_{kind}_gt.json"
+        (world / "GCG/annotations/val_test").mkdir(parents=True, exist_ok=True)
+        (world / "GCG/GranDf/annotations/val_test" / name).rename(world / "GCG/annotations/val_test" / name)
+    report = examine(world, ["gcg"])
+    assert {f.state for f in report.findings} == {"ok"} and "in GCG/annotations/val_test, GCG/GranDf_HA" in found(report, "gcg test")[1]
+    (world / "GCG/annotations/val_test/test_gcg_coco_mask_gt.json").rename(world / "GCG/GranDf/annotations/val_test/test_gcg_coco_mask_gt.json")
+    state, note = found(examine(world, ["gcg"]), "gcg test")  # a caption file here and a mask file there is not mixed
+    assert state == "broken" and "GCG/GranDf/annotations/val_test/test_gcg_coco_caption_gt.json" in note and "Also looked in GCG/annotations/val_test" in note
 
 
 def test_the_refs_of_another_split_rule(world: Path) -> None:
@@ -95,8 +137,8 @@ def test_refs_of_annotations_that_are_not_there(world: Path) -> None:
         ("coco/refcocog/refs(umd).p", "refcocog"),
         ("coco/annotations/png_coco_val2017.json", "png val"),
         ("coco/annotations/panoptic_train2017.json", "png train"),
-        ("GCG/annotations/val_test/test_gcg_coco_mask_gt.json", "gcg test"),
-        ("GCG/annotations/val_test/val_gcg_coco_caption_gt.json", "gcg val"),
+        ("GCG/GranDf/annotations/val_test/test_gcg_coco_mask_gt.json", "gcg test"),
+        ("GCG/GranDf/annotations/val_test/val_gcg_coco_caption_gt.json", "gcg val"),
     ],
 )
 def test_a_file_that_is_cut_short(world: Path, path: str, part: str) -> None:
@@ -109,10 +151,10 @@ def test_a_file_that_is_cut_short(world: Path, path: str, part: str) -> None:
 
 
 def test_a_question_that_is_cut_short(world: Path) -> None:
-    file = sorted((world / "reason_seg/test").glob("*.json"))[1]
+    file = sorted((world / "reason_seg/ReasonSeg/test").glob("*.json"))[1]
     file.write_bytes(file.read_bytes()[:-5])
     state, note = found(examine(world, ["reasonseg"]), "reasonseg test")
-    assert state == "broken" and f"reason_seg/test/{file.name}: not valid JSON" in note
+    assert state == "broken" and f"reason_seg/ReasonSeg/test/{file.name}: not valid JSON" in note
 
 
 @pytest.mark.parametrize(
@@ -121,7 +163,7 @@ def test_a_question_that_is_cut_short(world: Path) -> None:
         ("coco/train2014", REFS),
         ("coco/val2017", ("png val",)),
         ("coco/annotations/panoptic_train2017", ("png train",)),
-        ("GCG/images/GranDf_HA_images/val_test", ("gcg val", "gcg test")),
+        ("GCG/GranDf_HA_images/val_test", ("gcg val", "gcg test")),
     ],
 )
 def test_pictures_that_are_missing(world: Path, folder: str, parts: tuple[str, ...]) -> None:
@@ -138,7 +180,7 @@ def test_pictures_that_are_missing(world: Path, folder: str, parts: tuple[str, .
 
 
 def test_questions_without_their_picture(world: Path) -> None:
-    picture = sorted((world / "reason_seg/val").glob("*.jpg"))[2]
+    picture = sorted((world / "reason_seg/ReasonSeg/val").glob("*.jpg"))[2]
     picture.unlink()
     state, note = found(examine(world, ["reasonseg"]), "reasonseg val")
     assert state == "broken" and f"{picture.stem}.json: there is no picture {picture.name}" in note
@@ -171,7 +213,7 @@ def test_a_mask_of_another_picture(world: Path) -> None:
         content["annotations"][3]["segmentation"]["size"] = [7, 7]
         return content
 
-    change_json(world / "GCG/annotations/val_test/val_gcg_coco_mask_gt.json", spoil)
+    change_json(world / "GCG/GranDf/annotations/val_test/val_gcg_coco_mask_gt.json", spoil)
     state, note = found(examine(world, ["gcg"], samples=0), "gcg val")
     assert state == "broken" and "val_gcg_coco_mask_gt.json: image" in note and "cannot be drawn" in note
 
@@ -235,9 +277,9 @@ def test_a_hundred_thousand_names_are_listed_quickly(tmp_path: Path) -> None:
     assert time.perf_counter() - start < 3 and found(report, "coco/train2017") == ("odd", "coco/train2017: 20,000, published 118,287")
 
 
-def doctor_says(*arguments: str) -> tuple[int, str]:
+def doctor_says(*arguments: str, module: str = "doctor") -> tuple[int, str]:
     "Exit status and output of the command line."
-    done = subprocess.run([sys.executable, "-m", "hglmm.datasets.layout", *arguments], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-m", f"hglmm.datasets.{module}", *arguments], capture_output=True, text=True, timeout=120)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -253,6 +295,8 @@ def test_the_command_line(world: Path, tmp_path: Path) -> None:
     assert doctor_says(str(world))[0] == 1
     code, said = doctor_says(str(world), "--only", "png", "reasonseg", "--samples", "2")
     assert code == 0 and "refcoco" not in said
+    assert "RuntimeWarning" not in said and doctor_says(str(world), "--only", "png", "reasonseg", "--samples", "2", module="layout") == (code, said)
+    assert doctor_says(str(world), "--only", "res")[0] == 1
     code, said = doctor_says(str(world), "--only", "pgn")
     assert code == 2 and "Did you mean 'png'?" in said
     code, said = doctor_says(str(tmp_path / "nowhere"))

@@ -192,10 +192,10 @@ def test_pictures_need_no_size_in_the_file_nor_an_order(cases, compared, tmp_pat
 
 
 def test_a_folder_of_both_splits_is_scored_by_split(small_world, tmp_path) -> None:
-    stem = small_world / "GCG/annotations/val_test"
+    stem = small_world / "GCG/GranDf/annotations/val_test"
     files = {split: [stem / f"{split}_gcg_coco_{kind}_gt.json" for kind in ("mask", "caption")] for split in ("val", "test")}
     for mask_json, caption_json in files.values():
-        data = GranDf(caption_json, mask_json, small_world / "GCG/images/GranDf_HA_images/val_test")
+        data = GranDf(caption_json, mask_json, small_world / "GCG/GranDf_HA_images/val_test")
         gcg.write_predictions(tmp_path, (gcg.to_prediction(s.id, s.info["caption"], s.phrases, s.masks) for s in (data[i] for i in range(len(data)))))
     for mask_json, caption_json in files.values():
         assert gcg.scores(tmp_path, mask_json, caption_json, metrics=("mIoU", "AP50")) == {"AP50": 100, "mIoU": 100}
@@ -266,9 +266,9 @@ def test_cider_against_a_slow_reference(worded) -> None:
 @needs_java
 @needs_minilm
 def test_all_six_scores(small_world) -> None:
-    stem = small_world / "GCG/annotations/val_test"
+    stem = small_world / "GCG/GranDf/annotations/val_test"
     files = [stem / f"val_gcg_coco_{kind}_gt.json" for kind in ("mask", "caption")]
-    data = GranDf(files[1], files[0], small_world / "GCG/images/GranDf_HA_images/val_test")
+    data = GranDf(files[1], files[0], small_world / "GCG/GranDf_HA_images/val_test")
     predictions = [gcg.to_prediction(s.id, s.info["caption"], s.phrases, s.masks) for s in (data[i] for i in range(len(data)))]
     predictions[0] |= {"caption": "", "phrases": [], "pred_masks": []}
     predictions[1] |= {"caption": "two\nthings ||| 🐟", "phrases": ["a cloud"] * len(data[1].masks)}

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['COLOURS', 'STUFF', 'SIZES', 'SQUARE', 'SHAPES', 'DARK', 'PALE', 'WOOD', 'STEEL', 'USES', 'THINGS', 'PLURALS',
            'NUMBERS', 'DRAW', 'TEXTURES', 'TILE', 'GRAIN', 'PLACES', 'OPENINGS', 'BACKGROUNDS', 'REASON_SUFFIX',
-           'SPLITS', 'CATEGORIES', 'REFS', 'VERSION', 'plural', 'tile', 'Thing', 'Scene', 'scene', 'places', 'in_place',
-           'distance', 'next_to', 'expressions', 'Utterance', 'narrative', 'as_text', 'reason_questions', 'inventory',
-           'plain_questions', 'polygons', 'run_length', 'segmentation', 'split_scene', 'picture_id', 'panoptic_entry',
-           'narrative_entry', 'ref_entries', 'instance_entries', 'description_entries', 'labelme', 'generate', 'ensure']
+           'SPLITS', 'CATEGORIES', 'REFS', 'DESCRIPTIONS', 'DESCRIBED_PICTURES', 'QUESTIONS', 'VERSION', 'plural',
+           'tile', 'Thing', 'Scene', 'scene', 'places', 'in_place', 'distance', 'next_to', 'expressions', 'Utterance',
+           'narrative', 'as_text', 'reason_questions', 'inventory', 'plain_questions', 'polygons', 'run_length',
+           'segmentation', 'split_scene', 'picture_id', 'panoptic_entry', 'narrative_entry', 'ref_entries',
+           'instance_entries', 'description_entries', 'labelme', 'generate', 'ensure']
 
 # %% ../../nbs/14_datasets.toycoco.ipynb #5443e134
 import json
@@ -681,6 +682,10 @@ def labelme(s: Scene, name: str, question: str, long: bool, members: list[int]) 
     return {"text": [question], "is_sentence": long, "shapes": shapes}
 
 # %% ../../nbs/14_datasets.toycoco.ipynb #ad304935
+# where HG-LMM's README has them; `datasets.places` knows other places too
+DESCRIPTIONS, DESCRIBED_PICTURES, QUESTIONS = "GCG/GranDf/annotations/val_test", "GCG/GranDf_HA_images/val_test", "reason_seg/ReasonSeg"
+
+
 def _write_json(path: Path, content: dict | list) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), encoding="utf-8")
@@ -689,11 +694,11 @@ def _write_json(path: Path, content: dict | list) -> None:
 def _write_split(root: Path, seed: int, split: str, count: int, bar: Any) -> dict:
     "Pictures and annotations of one split, apart from the referring expressions, which it returns."
     coco, half = root / "coco", "train" if split == "train" else "val"
-    folders = {k: root / k for k in (f"coco/{half}2017", "coco/train2014", f"coco/annotations/panoptic_{half}2017", f"reason_seg/{split}")}
+    folders = {k: root / k for k in (f"coco/{half}2017", "coco/train2014", f"coco/annotations/panoptic_{half}2017", f"{QUESTIONS}/{split}")}
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
     if split != "train":
-        described = root / "GCG/images/GranDf_HA_images/val_test"
+        described = root / DESCRIBED_PICTURES
         described.mkdir(parents=True, exist_ok=True)
     panoptic, narratives, captions, masks, pictures = [], [], [], [], []
     refs: dict[str, list] = {name: [] for name in REFS}
@@ -722,15 +727,15 @@ def _write_split(root: Path, seed: int, split: str, count: int, bar: Any) -> dic
         asked = reason_questions(s)
         if asked and (split != "train" or index < 400):
             question, long, _, members = asked[rng.integers(len(asked))]
-            shutil.copyfile(coco / "train2014" / old_name, root / "reason_seg" / split / name)
-            _write_json(root / "reason_seg" / split / f"{number:012d}.json", labelme(s, name, question, long, members))
+            shutil.copyfile(coco / "train2014" / old_name, root / QUESTIONS / split / name)
+            _write_json(root / QUESTIONS / split / f"{number:012d}.json", labelme(s, name, question, long, members))
         bar.update()
     if split != "test":
         _write_json(coco / f"annotations/panoptic_{half}2017.json", {"images": pictures, "annotations": panoptic, "categories": CATEGORIES})
         _write_json(coco / f"annotations/png_coco_{half}2017.json", narratives)
     if split != "train":
         entries = [{"id": Path(p["file_name"]).stem, "file_name": p["file_name"], "width": p["width"], "height": p["height"]} for p in pictures]
-        stem = f"GCG/annotations/val_test/{split}_gcg_coco"
+        stem = f"{DESCRIPTIONS}/{split}_gcg_coco"
         _write_json(root / f"{stem}_caption_gt.json", {"images": entries, "annotations": captions})
         _write_json(root / f"{stem}_mask_gt.json", {"images": entries, "annotations": masks, "categories": [{"id": 1, "name": "object"}]})
     return {"refs": refs, **instances}
@@ -759,7 +764,7 @@ def generate(
     return root
 
 
-VERSION = 3  # of the world; a folder of another version is drawn anew
+VERSION = 4  # of the world; a folder of another version is drawn anew
 
 
 def ensure(
