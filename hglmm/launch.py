@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AUTOCAST', 'Parameter', 'declared', 'Settings', 'read_parameters', 'parameters', 'project_root', 'data_root',
            'run_folder', 'projects', 'shipped', 'places', 'writing', 'seed_everything', 'LogLines', 'in_log',
-           'progress', 'device', 'has_bfloat16', 'autocast']
+           'progress', 'device', 'has_bfloat16', 'precision', 'autocast']
 
 # %% ../nbs/50_launch.ipynb #fab42913
 import ast
@@ -19,6 +19,7 @@ import re
 import sys
 import tokenize
 import typing
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,27 @@ def _kind(parameter: Parameter) -> Any:
         raise SettingError(f"parameter {parameter.name!r}: the type `{parameter.annotation}` is not a plain one ({error}).") from error
 
 # %% ../nbs/50_launch.ipynb #e9c353f9
+def _hint(parameter: Parameter, value: Any) -> str:
+    "How to pass a value that arrived as another type; empty if there is nothing to say."
+    kind, name, plain = parameter.annotation, parameter.name, value is None or isinstance(value, bool | int | float)
+    if kind.startswith(("str", "list")) and plain:
+        return f" papermill's -p makes numbers, True, False and None of what looks like them; `-r {name} <what you typed>` passes it as text."
+    if kind.startswith(("str", "list[str]")):
+        return f" Text that is given with -y and looks like something else goes in quotes: -y \"{name}: '2024-01-01'\"."
+    if kind.startswith("int") and isinstance(value, float) and value.is_integer():
+        return f" Write it as {int(value)}."
+    return " Write True or False." if kind == "bool" else ""
+
+
+def _check_list(parameter: Parameter, values: list) -> None:
+    "A list that has a choice of values holds each once, and something at all if its default does."
+    if not values and parameter.default != "[]":
+        raise SettingError(f"parameter {parameter.name!r} is an empty list, expected at least one value, e.g. {parameter.default}.")
+    twice = [value for k, value in enumerate(values) if value in values[:k]]
+    if twice:
+        raise SettingError(f"parameter {parameter.name!r} is {values!r}: {twice[0]!r} is in it more than once. Leave the second out.")
+
+
 def _check(
     parameter: Parameter,
     value: Any,
@@ -126,13 +148,13 @@ def _check(
 ) -> None:
     "Raise `SettingError` if `value` is not what `parameter` and `allowed` ask for."
     if not _fits(value, _kind(parameter)):
-        hint = ""
-        if parameter.annotation.startswith("str") and isinstance(value, int | float):
-            hint = f" papermill's -p reads {value!r} as a number; `-r {parameter.name} {value}` passes it as text."
-        raise SettingError(
-            f"parameter {parameter.name!r} is {value!r} ({type(value).__name__}), expected {parameter.annotation}, e.g. {parameter.default}.{hint}"
-        )
+        found = f"{value!r} ({type(value).__name__})"
+        said = f"parameter {parameter.name!r} is {found}, expected {parameter.annotation}, e.g. {parameter.default}."
+        raise SettingError(said + _hint(parameter, value))
+    if isinstance(value, float) and value != value:
+        raise SettingError(f"parameter {parameter.name!r} is {value!r}, expected a number. ({parameter})")
     if isinstance(value, list) and allowed is not None:
+        _check_list(parameter, value)
         for one in value:
             _check(dataclasses.replace(parameter, annotation="Any"), one, allowed)
     elif isinstance(allowed, tuple) and value is not None:
@@ -288,7 +310,7 @@ def writing(
     "Write a file whole or not at all."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    part = path.with_name(f".{path.stem[:100]}.{uuid.uuid4().hex}.part{path.suffix}")
     try:
         yield part
         with open(part, "rb+") as file:
@@ -379,12 +401,19 @@ def has_bfloat16(
 AUTOCAST = ("auto", "bfloat16", "off")  # where the device multiplies bfloat16 in hardware; always; never
 
 
+def precision(
+    on: str | torch.device,
+    name: str = "auto",  # one of `AUTOCAST`
+) -> str:  # `bfloat16` or `off`
+    "What `autocast` of that name does on a device."
+    if name not in AUTOCAST:
+        raise unknown("autocast", name, AUTOCAST)
+    return ("bfloat16" if has_bfloat16(on) else "off") if name == "auto" else name
+
+
 def autocast(
     on: str | torch.device,
     name: str = "auto",  # one of `AUTOCAST`
 ) -> contextlib.AbstractContextManager:
     "bfloat16 autocast, or a context that turns autocast off."
-    if name not in AUTOCAST:
-        raise unknown("autocast", name, AUTOCAST)
-    used = name == "bfloat16" or (name == "auto" and has_bfloat16(on))
-    return torch.autocast(torch.device(on).type, torch.bfloat16, enabled=used)
+    return torch.autocast(torch.device(on).type, torch.bfloat16, enabled=precision(on, name) == "bfloat16")

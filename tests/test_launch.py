@@ -1,11 +1,17 @@
 "Parameters of run notebooks, with real papermill runs and a real kernel."
 
+import os
+import re
 import subprocess
 import sys
 
 import nbformat
 import pytest
 from jupyter_client.manager import start_new_kernel
+from papermill import cli
+
+from hglmm import launch
+from hglmm.errors import SettingError
 
 CELL = """\
 recipe: str = "toy_llava"  # which frozen LMM and head
@@ -36,6 +42,53 @@ def papermill(notebook, *options):
     return done.returncode, done.stdout + done.stderr
 
 
+TYPES = {"name": "run", "lmm_path": "", "splits": ["val"], "lr": 1e-4, "steps": 3, "control": False}
+TYPED_CELL = """
+name: str = "run"
+lmm_path: str = ""
+splits: list = ["val"]
+lr: float = 1e-4
+steps: int = 3
+control: bool = False
+"""
+
+
+@pytest.mark.parametrize(
+    "name, typed, message",
+    [
+        *[("name", typed, "`-r name <what you typed>` passes it as text") for typed in ("2024_01_01", "007", "1e5", "True", "None", "nan", "inf", "-3")],
+        ("lmm_path", "None", "`-r lmm_path <what you typed>`"),
+        ("splits", "2024", "`-r splits <what you typed>`"),
+        ("splits", "True", "`-r splits <what you typed>`"),
+        ("splits", "[]", "an empty list, expected at least one value"),
+        ("splits", "[val, val]", "more than once"),
+        ("lr", "nan", "is nan, expected a"),
+        ("lr", "None", "expected float"),
+        ("steps", "1e3", "Write it as 1000."),
+        ("steps", "nan", "expected int"),
+        ("control", "true", "Write True or False."),
+        ("control", "1", "Write True or False."),
+    ],
+)
+def test_what_papermill_makes_of_a_value_is_explained(name, typed, message):
+    value = cli._resolve_type(typed)  # what -p makes of it
+    with pytest.raises(SettingError, match=re.escape(message)) as error:
+        launch.read_parameters([TYPED_CELL, f"# Parameters\n{name} = {value!r}"], {**TYPES, name: value}, splits=["val", "test"])
+    assert f"parameter {name!r}" in str(error.value)
+    if name in ("name", "lmm_path"):  # as text it is taken, whatever it looks like
+        assert getattr(launch.read_parameters([TYPED_CELL], {**TYPES, name: typed}), name) == typed
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 7)  # on two machines that share a disk
+    with launch.writing(tmp_path / "state.pt") as mine:
+        mine.write_text("mine")
+        with launch.writing(tmp_path / "state.pt") as theirs:
+            theirs.write_text("theirs")
+        assert mine.read_text() == "mine" and (tmp_path / "state.pt").read_text() == "theirs"
+    assert (tmp_path / "state.pt").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.slow
 def test_good_parameters_reach_the_notebook(notebook):
     status, said = papermill(notebook, "-p", "lr", "1", "-p", "protocol", "standard", "-p", "limit", "None")
@@ -49,7 +102,7 @@ def test_good_parameters_reach_the_notebook(notebook):
     [
         (["-p", "recip", "x"], "unknown parameter 'recip'. Did you mean 'recipe'?"),
         (["-p", "lr", "fast"], "parameter 'lr' is 'fast' (str), expected float"),
-        (["-p", "recipe", "7"], "`-r recipe 7` passes it as text"),
+        (["-p", "recipe", "2024_01_01"], "`-r recipe <what you typed>` passes it as text"),
         (["-p", "lr", "3"], "parameter 'lr' is 3, expected a value from 0 to 1"),
         (["-p", "protocol", "standart"], "Did you mean 'standard'?"),
     ],
