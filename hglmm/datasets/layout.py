@@ -6,6 +6,7 @@
 __all__ = ['find_root', 'open_png', 'open_refcoco', 'open_grandf', 'open_reasonseg', 'open_task', 'TrainingSet']
 
 # %% ../../nbs/15_datasets.layout.ipynb #127c6499
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,14 +26,17 @@ from ..launch import data_root, project_root
 
 # %% ../../nbs/15_datasets.layout.ipynb #e3d507ae
 def find_root(
-    data: str | Path,  # `toycoco`, or the folder with coco/, GCG/, reason_seg/
+    data: str | Path = "",  # `toycoco`, or the folder with coco/, GCG/, reason_seg/; empty: $HGLMM_DATA, and toycoco if that is not set
 ) -> Path:
     "The data root. toycoco is drawn if it is not there yet."
-    if str(data) == "toycoco":
-        return toycoco.ensure()
-    root = data_root(data)
+    variable = "" if str(data) else os.environ.get("HGLMM_DATA", "").strip()
+    given = str(data) or variable or "toycoco"
+    root = toycoco.ensure() if given == "toycoco" else data_root(given)
     if not any((root / name).is_dir() for name in ("coco", "GCG", "reason_seg")):
-        raise DataError(f"{root}: expected a data root with a folder coco, GCG or reason_seg in it. data/README.md shows the layout; `toycoco` needs no download.")
+        said = f"{root} (from the environment, HGLMM_DATA={variable})" if variable else str(root)
+        raise DataError(f"{said}: expected a data root with a folder coco, GCG or reason_seg in it. data/README.md shows the layout; `toycoco` needs no download.")
+    if variable:
+        print(f"data: {root} (from the environment, HGLMM_DATA={variable})")
     return root
 
 # %% ../../nbs/15_datasets.layout.ipynb #4e12260a
