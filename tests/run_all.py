@@ -23,7 +23,8 @@ ENVIRONMENT = {
     "MPLBACKEND": "Agg",
     "PYTHONUNBUFFERED": "1",
 }
-WORKERS = 2
+WORKERS = 2  # notebooks, or files of tests, at a time
+ALONE = {**ENVIRONMENT, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # one thread each, and none that spins while it waits
 NOTEBOOK_SECONDS = 600
 
 # run in the notebook's own process: what nbdev_test does to one notebook, with settings.ini read for the flags
@@ -144,8 +145,7 @@ def test_notebook(name: str) -> bool:
     "Run one notebook in a process of its own, so that a crash or a hang is its own too."
     start = time.monotonic()
     try:
-        alone = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}  # as many notebooks as cores run at a time
-        done = tool("python", "-c", TEST_NOTEBOOK, name, timeout=NOTEBOOK_SECONDS, env=alone)
+        done = tool("python", "-c", TEST_NOTEBOOK, name, timeout=NOTEBOOK_SECONDS, env=ALONE)
         fault = (done.stdout[-6000:] or f"ended with status {done.returncode}") if done.returncode else ""
     except subprocess.TimeoutExpired:
         fault = f"did not end within {NOTEBOOK_SECONDS} s"
@@ -156,8 +156,10 @@ def run_pytest(arguments: list[str]) -> Counter:
     "Run pytest, its output as it comes; passed, failed, skipped."
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [str(BIN / "python"), "-m", "pytest", "--durations=5", f"--junitxml={report}", *arguments]
-        status = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL).returncode
+        # whole files are dealt out, so that what a file shares is made once; as many threads each as there are cores left
+        spread = ["-n", str(WORKERS), "--dist", "loadfile"]
+        command = [str(BIN / "python"), "-m", "pytest", "--durations=15", f"--junitxml={report}", *spread, *arguments]
+        status = subprocess.run(command, cwd=ROOT, env=ALONE, stdin=subprocess.DEVNULL).returncode
         counts = Counter()
         if report.is_file():
             for suite in ElementTree.parse(report).getroot().iter("testsuite"):
