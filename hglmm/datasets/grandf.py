@@ -139,7 +139,7 @@ class GranDf:
 def __getitem__(self: GranDf, i: int) -> Sample:
     described = self.descriptions[i]
     file_name, kept = f"{described.image_id}.jpg", self._pairs(described)
-    image = open_image(self.image_dir / file_name)
+    image = open_image(self.image_dir / file_name, described.size and described.size[::-1])
     if described.size and described.size != (image.height, image.width):
         raise DataError(f"{self.image_dir / file_name}: the picture is {image.size}, {self.mask_json} says {described.size[::-1]} (width, height).")
     source = f"{self.mask_json}: image {described.image_id!r}, mask"

@@ -108,7 +108,7 @@ def __getitem__(self: PNG, i: int) -> Sample:
         raise DataError(f"{self.path}: narrative {narrative.id} does not fit the panoptic annotation. {error}") from error
     info = self._info(narrative)
     path = self.image_dir / info["file_name"]
-    image = open_image(path)
+    image = open_image(path, masks.shape[:0:-1])
     if image.size != masks.shape[:0:-1]:
         raise DataError(f"{path}: the picture is {image.size}, its panoptic annotation {masks.shape[:0:-1]} (width, height). Do they belong together?")
     return Sample(image, [(text, k) for text, k in narrative.pieces], masks, narrative.id, info)

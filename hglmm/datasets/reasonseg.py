@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 from .core import Sample, open_image, read_json
 from .fields import pick
@@ -126,7 +126,7 @@ def __getitem__(self: ReasonSeg, i: int) -> Sample:
     path, number, question, long = self.questions[i]
     if path.stem not in self.pictures:
         raise DataError(f"{path}: there is no picture {path.stem}.jpg beside it.")
-    image = ImageOps.exif_transpose(open_image(self.pictures[path.stem]))
+    image = open_image(self.pictures[path.stem])
     drawn = draw_shapes(read_annotation(path)[2], image.size, str(path))
     info = {"question": question, "long": long, "ignore": drawn == IGNORE, "image_id": path.stem, "file_name": self.pictures[path.stem].name}
     return Sample(image, [(question, 0)], (drawn == TARGET)[None], f"{path.stem}/{number}", info)

@@ -210,7 +210,7 @@ def __getitem__(self: RefCOCO, i: int) -> Sample:
         pieces += [(thing.sentences[sentence], phrase), (".", None)]
     masks, image_id = self._masks(things), things[0].image_id
     file_name, height, width = self.pictures[image_id]
-    image = open_image(self.image_dir / file_name)
+    image = open_image(self.image_dir / file_name, (width, height))
     if image.size != (width, height):
         raise DataError(f"{self.image_dir / file_name}: the picture is {image.size}, {self.instances} says {(width, height)} (width, height).")
     info = {"ann_id": [o.ann_id for o in things], "ref_id": [o.ref_id for o in things], "category": [o.category for o in things],
