@@ -64,9 +64,14 @@ class Job:
     max_new_tokens: int = 256  # GCG, ReasonSeg: where an answer is cut
     keep: str = ""  # what is kept beside the records, for `scoring`: nothing, `masks` or `probabilities` (see `predictions`)
 
-    def write(self, path: Path) -> Path:
+    def text(self) -> str:
         "As JSON."
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=1), encoding="utf-8")
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    def write(self, path: Path) -> Path:
+        "To a file, whole or not at all: workers read it."
+        with launch.writing(path) as part:
+            part.write_text(self.text(), encoding="utf-8")
         return path
 
     @classmethod
