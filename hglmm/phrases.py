@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['NO_PHRASE', 'INCOMPLETE', 'WINDOW', 'OVERLAP', 'Tokens', 'tokenize_pieces', 'offsets_of', 'tokens_of_span',
-           'find_span']
+           'find_span', 'check_span', 'find_spans']
 
 # %% ../nbs/03_phrases.ipynb #0a159321
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import index
 from os.path import commonprefix
 from typing import Any
 
@@ -119,3 +122,48 @@ def find_span(
     if start < 0 or not phrase:
         raise SettingError(f"the phrase {phrase!r} does not stand in the answer {text!r}. Choose a stretch of the answer itself.")
     return start, start + len(phrase)
+
+# %% ../nbs/03_phrases.ipynb #b30bfa95
+def _occurrences(text: str, phrase: str) -> list[tuple[int, int]]:
+    "All places of a phrase, none within another."
+    return [(m.start(), m.end()) for m in re.finditer(re.escape(phrase), text)]
+
+
+def _as_words(text: str, span: tuple[int, int]) -> bool:
+    "Does a stretch neither begin nor end within a word?"
+    start, end = span
+    inside = [k for k in span if 0 < k < len(text) and re.match(r"\w\w", text[k - 1 : k + 1])]
+    return start < end and not inside
+
+
+def check_span(
+    text: str,  # an answer
+    span: Any,  # first and one past the last character
+) -> tuple[int, int]:
+    "The same as two integers; raises if it is no stretch of the answer."
+    try:
+        start, end = (index(k) for k in span)
+    except (TypeError, ValueError):
+        start = end = -1
+    if not 0 <= start < end <= len(text) or not text[start:end].strip():
+        raise SettingError(
+            f"{span!r} is no stretch of the answer {text!r}. Expected two whole numbers, its first character and one past its last, from 0 to {len(text)}."
+        )
+    return start, end
+
+
+def find_spans(
+    text: str,  # an answer
+    phrases: Sequence[str | tuple[int, int]],  # stretches of it, or their first and one past the last character
+) -> list[tuple[int, int]]:  # one for each, in the order asked
+    "Where phrases stand in an answer: equal ones one after the other, each at a place of its own."
+    asked = Counter(phrase for phrase in phrases if isinstance(phrase, str))
+    places = {}
+    for phrase, count in asked.items():
+        find_span(text, phrase)  # raises if it is not there at all
+        found = _occurrences(text, phrase)
+        words = [span for span in found if _as_words(text, span)]
+        places[phrase] = iter(words if len(words) >= count else found)
+        if len(found) < count:
+            raise SettingError(f"the phrase {phrase!r} is asked for {count} times and stands {len(found)} times in the answer {text!r}. Ask for each place once.")
+    return [next(places[phrase]) if isinstance(phrase, str) else check_span(text, phrase) for phrase in phrases]
