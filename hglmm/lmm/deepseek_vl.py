@@ -26,7 +26,9 @@ from ..errors import CheckpointError
 from ..geometry import Letterbox
 from . import weights
 from .deepseek_vision import HybridTower, build_projector, build_tower, project_levels
-from .frozen import FrozenLMM, check_shape, load_tokenizer
+from .frozen import FrozenLMM, check_shape
+from .hub import read_json
+from .tokenizer import load_tokenizer
 from ..recipes import Recipe
 
 # %% ../../nbs/24_lmm.deepseek_vl.ipynb #011369df
@@ -133,7 +135,7 @@ class Processor:
     def from_folder(cls, folder: Path) -> "Processor":
         "Read the settings."
         path = folder / "preprocessor_config.json"
-        said = weights.read_json(path)
+        said = read_json(path)
         try:
             return cls(
                 int(said["image_size"]), int(said.get("min_size", 14)), tuple(said["image_mean"]), tuple(said["image_std"]),
@@ -165,8 +167,8 @@ class DeepSeekVL(FrozenLMM, family="deepseek_vl"):
         cls, recipe: Recipe, path: str, device: torch.device, dtype: torch.dtype,
         device_map: "str | dict[str, Any] | None" = None, offload_folder: Path | None = None,
     ) -> "DeepSeekVL":  # fmt: skip
-        "Load from the hub or a folder in its layout."
-        folder = weights.local_folder(path)
+        "Load from a folder in the hub's layout."
+        folder = Path(path)
         model, processor, tokenizer = check_folder(recipe, folder)
         if device_map is not None:
             whole = [model.tower, model.projector, *model.language_model.model.layers]
@@ -198,7 +200,7 @@ def check_folder(
     folder: Path,  # in the hub's layout
 ) -> tuple[DeepSeekVLModel, Processor, Any]:  # model on the meta device, picture processor, tokenizer
     "All of a folder but the weights; raises if it is not what the recipe describes."
-    model, processor = build(weights.read_json(folder / "config.json"), folder / "config.json"), Processor.from_folder(folder)
+    model, processor = build(read_json(folder / "config.json"), folder / "config.json"), Processor.from_folder(folder)
     llama = model.language_model.config
     check_shape(recipe, dict(
         layers=llama.num_hidden_layers, heads=llama.num_attention_heads, width=llama.hidden_size, image_size=model.tower.side, grid=model.tower.grid,

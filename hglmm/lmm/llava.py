@@ -21,7 +21,8 @@ from transformers import AutoConfig, CLIPImageProcessor, LlavaForConditionalGene
 from ..errors import CheckpointError
 from ..geometry import Letterbox
 from . import toy  # noqa: F401  (makes the toy tower known to transformers)
-from .frozen import FrozenLMM, check_shape, load_tokenizer
+from .frozen import FrozenLMM, check_shape
+from .tokenizer import load_tokenizer
 from .weights import Ledger, resolve_device_map
 from ..recipes import Recipe
 
@@ -32,7 +33,7 @@ UNREAD = re.compile(r"(position_ids|rotary_emb\.inv_freq)$")  # tables that olde
 
 def read_config(
     recipe: Recipe,
-    path: str,  # hub name or folder
+    path: str,  # folder
 ) -> tuple[PretrainedConfig, CLIPImageProcessor]:
     "The settings of model and pictures; raises if they are not what the recipe describes."
     try:
@@ -57,7 +58,7 @@ def read_config(
 # %% ../../nbs/23_lmm.llava.ipynb #6e2724d1
 def read_model(
     config: PretrainedConfig,
-    path: str,  # hub name or folder
+    path: str,  # folder
     dtype: torch.dtype,
     device_map: "str | dict[str, Any] | None" = None,
     offload_folder: Path | None = None,
@@ -89,7 +90,7 @@ class LLaVA(FrozenLMM, family="llava"):
         cls, recipe: Recipe, path: str, device: torch.device, dtype: torch.dtype,
         device_map: "str | dict[str, Any] | None" = None, offload_folder: Path | None = None,
     ) -> "LLaVA":  # fmt: skip
-        "Load from the hub or a folder in its layout."
+        "Load from a folder in the hub's layout."
         config, processor = read_config(recipe, path)
         tokenizer = load_tokenizer(recipe, path)
         model = read_model(config, path, dtype, device_map, offload_folder)
