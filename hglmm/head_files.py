@@ -315,7 +315,8 @@ def find_head(
         return found
     hub = HUB_NAME.fullmatch(str(where))
     if hub is None or Path(str(where)).suffix.lower() in READERS or existing(str(where).split("/")[0]):
-        raise CheckpointError(f"{where}: no such file or folder (looked for {listed(map(str, places(where)))}). Give the head's folder or file, or owner/name on the hub.")
+        looked = listed(map(str, places(where)))
+        raise CheckpointError(f"{where}: no such file or folder here (looked for {looked}), and not to be had from the hub (it is no owner/name). Check the path.")
     revision = hub["revision"] or revision
     advice = f"Check the name; a head's repository holds {CONFIG} and {WEIGHTS}."
     return fetch(hub["name"], [CONFIG, WEIGHTS], advice, **({"revision": revision} if revision else {}), **download)

@@ -136,7 +136,7 @@ class Hub(BaseHTTPRequestHandler):
 
 PROGRAM = """
 import sys, torch
-from hglmm import heads, recipes
+from hglmm import Grounder, heads, recipes
 from hglmm.errors import CheckpointError
 
 folder = sys.argv[1]
@@ -148,6 +148,9 @@ for kind, head_class in heads.HEADS.items():
         again = load(f"me/{kind}", cache_dir=folder, token=False)
         assert type(again) is head_class and all(torch.equal(v, head.state_dict()[k]) for k, v in again.state_dict().items())
     assert type(heads.from_pretrained(f"me/{kind}", cache_dir=folder, local_files_only=True)) is head_class
+for arguments in (("toy_llava", "me/hg"), ("toy_llava", f"me/hg@{'0' * 40}"), ("me/hg",)):
+    grounder = Grounder.load(*arguments, device="cpu")
+    assert all(torch.equal(v, heads.from_pretrained("me/hg", cache_dir=folder).state_dict()[k]) for k, v in grounder.head.state_dict().items())
 try:
     heads.from_pretrained("me/nothing", cache_dir=folder, token=False)
 except CheckpointError as error:

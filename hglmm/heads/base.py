@@ -127,11 +127,9 @@ def from_pretrained(
 ) -> Head:  # on the CPU, in eval mode
     "The head in a folder or on the hub, complete or not at all."
     from hglmm import checkpoints
+    from hglmm.head_files import find_head
 
-    path = Path(pretrained_model_name_or_path)
-    if not path.exists():
-        advice = "Check the name; a head's repository holds config.json and model.safetensors."
-        path = fetch(str(pretrained_model_name_or_path), [checkpoints.CONFIG, checkpoints.WEIGHTS], advice, **download)
+    path = find_head(pretrained_model_name_or_path, **download)
     head = checkpoints.load_head(path, recipe, sam)
     if not isinstance(head, cls):
         raise CheckpointError(f"{path}: holds a head of kind {head.kind!r}, expected {cls.kind!r}. Load it by heads.from_pretrained, which takes any kind.")
