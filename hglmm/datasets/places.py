@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REFS_FILE', 'SPLITS', 'PLACES', 'Places', 'hidden', 'is_there', 'places_of', 'refcoco_paths', 'png_paths',
-           'grandf_paths', 'reasonseg_paths', 'not_read']
+           'grandf_paths', 'reasonseg_paths', 'not_read', 'resolve']
 
 # %% ../../nbs/14a_datasets.places.ipynb #b084a151
 import os
@@ -109,3 +109,16 @@ def not_read(root: str | Path, benchmark: str, split: str) -> list[Path]:
         chosen = _choose(places)
         found += [path for files in places if files != chosen for path in files.values() if is_there(path)]
     return found
+
+# %% ../../nbs/14a_datasets.places.ipynb #21278994
+def resolve(
+    root: str | Path,
+    path: str,  # of the documented tree, e.g. `reason_seg/ReasonSeg/val`
+) -> Path:
+    "Where a file or folder lies."
+    wanted = Path(root) / path
+    for benchmark, splits in (("gcg", SPLITS["gcg"]), ("reasonseg", SPLITS["reasonseg"])):
+        for places in (group for split in splits for group in places_of(root, benchmark, split)):
+            for name in (name for name, documented in places[0].items() if documented == wanted):
+                return _choose(places)[name]
+    return wanted
