@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hglmm.datasets import complete, layout
+from hglmm.datasets import complete, doctor, layout
 from hglmm.datasets.doctor import BENCHMARKS, Report, examine
 
 REFS = ("refcoco", "refcoco+", "refcocog")
@@ -277,30 +277,33 @@ def test_a_hundred_thousand_names_are_listed_quickly(tmp_path: Path) -> None:
     assert time.perf_counter() - start < 3 and found(report, "coco/train2017") == ("odd", "coco/train2017: 20,000, published 118,287")
 
 
-def doctor_says(*arguments: str, module: str = "doctor") -> tuple[int, str]:
+def doctor_says(module: str, *arguments: str) -> tuple[int, str]:
     "Exit status and output of the command line."
     done = subprocess.run([sys.executable, "-m", f"hglmm.datasets.{module}", *arguments], capture_output=True, text=True, timeout=120)
     return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.slow
-def test_the_command_line(world: Path, tmp_path: Path) -> None:
-    code, said = doctor_says(str(world), "--require", "res,png,gcg,reasonseg")
-    assert code == 0 and said.rstrip().endswith("res, png, gcg, reasonseg.") and "coco/val2017     ok" in said
-    shutil.rmtree(world / "GCG")
-    assert doctor_says(str(world), "--all")[0] == 0
-    code, said = doctor_says(str(world), "--require", "gcg", "res")
-    assert code == 1 and "huggingface.co/datasets/MBZUAI/GranD-f" in said
+def test_the_command_line(world: Path) -> None:
+    code, said = doctor_says("doctor", str(world), "--require", "res,png,gcg,reasonseg")
+    assert code == 0 and said.rstrip().endswith("res, png, gcg, reasonseg.") and "coco/val2017     ok" in said and "Warning" not in said
     (world / "coco/refcoco/instances.json").write_text("{")
-    assert doctor_says(str(world))[0] == 1
-    code, said = doctor_says(str(world), "--only", "png", "reasonseg", "--samples", "2")
-    assert code == 0 and "refcoco" not in said
-    assert "RuntimeWarning" not in said and doctor_says(str(world), "--only", "png", "reasonseg", "--samples", "2", module="layout") == (code, said)
-    assert doctor_says(str(world), "--only", "res")[0] == 1
-    code, said = doctor_says(str(world), "--only", "pgn")
-    assert code == 2 and "Did you mean 'png'?" in said
-    code, said = doctor_says(str(tmp_path / "nowhere"))
-    assert code == 1 and "no such folder" in said
+    assert doctor_says("doctor", str(world), "--only", "res")[0] == 1
+    code, said = doctor_says("layout", str(world), "--only", "png", "reasonseg", "--samples", "2")  # its old name
+    assert code == 0 and "refcoco" not in said and f"Usable below {world}: png, reasonseg." in said and "Warning" not in said
+
+
+def test_the_exit_status(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    shutil.rmtree(world / "GCG")
+    assert doctor.main([str(world), "--all"]) == 0
+    assert doctor.main([str(world), "--require", "gcg", "res"]) == 1 and "huggingface.co/datasets/MBZUAI/GranD-f" in capsys.readouterr().out
+    (world / "coco/refcoco/instances.json").write_text("{")
+    assert doctor.main([str(world)]) == 1
+    assert [doctor.main([str(world), "--only", name, "--samples", "2"]) for name in BENCHMARKS] == [1, 0, 1, 0]
+    with pytest.raises(SystemExit) as stopped:
+        doctor.main([str(world), "--only", "pgn"])
+    assert stopped.value.code == 2 and "Did you mean 'png'?" in capsys.readouterr().err
+    assert doctor.main([str(tmp_path / "nowhere")]) == 1 and "no such folder" in capsys.readouterr().err
 
 
 def test_a_toycoco_in_the_data_root_counts(world: Path, tmp_path: Path) -> None:

@@ -233,3 +233,91 @@ def test_the_notebook_says_what_there_is_and_fails_for_a_wrong_name(run_notebook
     assert code != 0 and "Did you mean 'coco_val2017'?" in said
     code, said, _ = run_notebook("download", data=str(tmp_path), what='["reasonseg"]')
     assert code == 0 and "github.com/dvlab-research/LISA" in said and "by hand" in said
+
+
+# Complete, half and foreign
+
+
+def test_an_archive_with_backslashes(server: Server, tmp_path: Path) -> None:
+    server.files["/a.zip"] = zipped({"val2017\\": b"", "val2017\\1.jpg": b"one", "val2017\\deep\\2.jpg": b"two", "val2017\\._1.jpg": b"rubbish"})
+    catalogue = {"a": item(server, "a.zip", contains={"coco/val2017": 1}, nested=())}
+    assert [o.state for o in download.download(["a"], tmp_path, catalogue=catalogue)] == ["fetched"]
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == ["coco/val2017/1.jpg", "coco/val2017/deep/2.jpg"]
+
+
+@pytest.mark.parametrize("name", ["C:\\outside.txt", "\\outside.txt", "\\\\server\\share\\outside.txt", "val2017\\..\\..\\..\\outside.txt", "../.bashrc", "__MACOSX/../../outside.txt", "."])
+def test_names_that_lead_out_of_the_folder(server: Server, tmp_path: Path, archive: dict[str, bytes], name: str) -> None:
+    server.files["/a.zip"] = zipped({**archive, name: b"hostile"})
+    (outcome,) = download.download(["a"], tmp_path / "data", catalogue={"a": item(server, "a.zip")})
+    assert outcome.state == "failed" and "outside of its folder" in outcome.note and repr(name) in outcome.note
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "a.zip"]
+
+
+def test_an_encrypted_archive(server: Server, tmp_path: Path, archive: dict[str, bytes]) -> None:
+    content = bytearray(zipped(archive))
+    for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(header) + flags] |= 1
+    server.files["/a.zip"] = bytes(content)
+    (outcome,) = download.download(["a"], tmp_path, catalogue={"a": item(server, "a.zip")})
+    assert outcome.state == "failed" and "broken archive" in outcome.note and "encrypted" in outcome.note
+
+
+@pytest.mark.parametrize("left", [b"", b"PK", b"<html>", None], ids=["empty", "short", "page", "half"])
+def test_half_an_archive_that_was_left_here(server: Server, tmp_path: Path, archive: dict[str, bytes], left: bytes | None) -> None:
+    server.files["/a.zip"] = zipped(archive)
+    (tmp_path / "archives").mkdir()
+    (tmp_path / "archives/a.zip").write_bytes(server.files["/a.zip"][:-200] if left is None else left)
+    assert [o.state for o in download.download(["a"], tmp_path, catalogue={"a": item(server, "a.zip")})] == ["fetched"] and len(server.asked) == 1
+    assert (tmp_path / "coco/val2017/2.jpg").read_bytes() == b"two" * 999
+
+
+@pytest.mark.parametrize("left", [b"", b"[{", b"<html>Please log in</html>"], ids=["empty", "half", "page"])
+def test_half_a_file_that_was_left_here(server: Server, tmp_path: Path, left: bytes) -> None:
+    """Only what is not whole is fetched: of two files, the one."""
+    server.files |= {"/a.json": b'[{"a": 1}]', "/b.json": b"[2]"}
+    (tmp_path / "coco").mkdir()
+    (tmp_path / "coco/a.json").write_bytes(left)
+    (tmp_path / "coco/b.json").write_bytes(b"[0]")
+    catalogue = {"png": item(server, "a.json", "b.json", contains={"coco/a.json": None, "coco/b.json": None}, nested=())}
+    assert [o.state for o in download.download(["png"], tmp_path, catalogue=catalogue)] == ["fetched"] and len(server.asked) == 1
+    assert (tmp_path / "coco/a.json").read_bytes() == b'[{"a": 1}]' and (tmp_path / "coco/b.json").read_bytes() == b"[0]"
+
+
+def test_a_page_instead_of_a_file(server: Server, tmp_path: Path) -> None:
+    server.files["/a.json"] = b"<html>Quota exceeded</html>"
+    (outcome,) = download.download(["a"], tmp_path, catalogue={"a": item(server, "a.json", contains={"coco/a.json": None}, nested=())})
+    assert outcome.state == "failed" and "coco/a.json: not valid JSON" in outcome.note
+
+
+def test_a_folder_where_the_file_should_go(server: Server, tmp_path: Path) -> None:
+    server.files["/a.json"] = b"[]"
+    (tmp_path / "coco/a.json").mkdir(parents=True)
+    (outcome,) = download.download(["a"], tmp_path, catalogue={"a": item(server, "a.json", contains={"coco/a.json": None}, nested=())})
+    assert outcome.state == "failed" and "coco/a.json: is a folder" in outcome.note and server.asked == []
+
+
+def test_the_rest_of_the_descriptions_goes_beside_the_others(server: Server, tmp_path: Path) -> None:
+    """GranD-f in the older tree, one of its four files gone: the one is fetched to where the others are."""
+    names = [f"{split}_gcg_coco_{kind}_gt.json" for split in ("val", "test") for kind in ("caption", "mask")]
+    server.files |= {f"/{name}": b"{}" for name in names}
+    folder = tmp_path / "GCG/annotations/val_test"
+    folder.mkdir(parents=True)
+    for name in names[:-1]:
+        (folder / name).write_bytes(b'{"a": 1}')
+    usual = download.CATALOGUE["grandf"]
+    known = Item(usual.title, usual.page, usual.folder, usual.contains, tuple(server.remote(name) for name in names))
+    assert [o.state for o in download.download(["grandf"], tmp_path, catalogue={"grandf": known})] == ["fetched"] and len(server.asked) == 1
+    assert (folder / names[-1]).read_bytes() == b"{}" and not (tmp_path / "GCG/GranDf").exists()
+
+
+def test_a_stopped_fetch_of_two_files_goes_on(server: Server, tmp_path: Path) -> None:
+    server.files |= {"/a.json": b"[" + b"1," * 99_999 + b"1]", "/b.json": b"[2]"}
+    server.cuts = [CHUNK] + [0] * 20
+    catalogue = {"png": item(server, "a.json", "b.json", contains={"coco/a.json": None, "coco/b.json": None}, nested=())}
+    first = Remote(server.remote("a.json").url)
+    with pytest.raises(DataError, match="Gave up"):
+        fetch(first, tmp_path / "coco/a.json", pause=0)
+    assert part(tmp_path / "coco/a.json").stat().st_size == CHUNK and not (tmp_path / "coco/a.json").exists()
+    server.asked, server.cuts = [], []
+    assert [o.state for o in download.download(["png"], tmp_path, catalogue=catalogue)] == ["fetched"]
+    assert server.asked == [f"bytes={CHUNK}-", None] and (tmp_path / "coco/a.json").read_bytes() == server.files["/a.json"]

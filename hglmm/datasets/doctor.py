@@ -192,9 +192,9 @@ def examine_part(part: Part, look: Look) -> Finding:
             if absent := _absent(part, look):
                 return absent
             found, remarks = part.check(look)
+            remarks = _not_read(part, look.root) + remarks
     except HGLMMError as error:
         return Finding(part.benchmark, part.name, "broken", note=str(error))
-    remarks = _not_read(part, look.root) + remarks
     return Finding(part.benchmark, part.name, "odd" if remarks else "ok", found, "; ".join(_where(part, look.root) + remarks))
 
 # %% ../../nbs/18_datasets.doctor.ipynb #61800f49
