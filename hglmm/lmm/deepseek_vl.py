@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, HGLMMError
 from ..geometry import Letterbox
 from . import weights
+from .config import old_text
 from .deepseek_vision import HybridTower, build_projector, build_tower, project_levels
-from .frozen import FrozenLMM, check_shape
+from .frozen import FrozenLMM, check_kind, check_shape, check_vocabulary
 from .hub import read_json
 from .tokenizer import load_tokenizer
 from ..recipes import Recipe
@@ -73,9 +74,13 @@ def build(
         )
     try:
         with init_empty_weights(include_buffers=False):
-            return DeepSeekVLModel(config)
+            return DeepSeekVLModel(config | {"language_config": old_text(config["language_config"], where)})
     except KeyError as error:
         raise CheckpointError(f"{where}: the field {error} is missing. Fetch the file again.") from error
+    except HGLMMError:
+        raise
+    except Exception as error:  # a field of another type fails wherever it is first used
+        raise CheckpointError(f"{where}: describes no model that can be built ({type(error).__name__}: {error}). Fetch the file again.") from error
 
 # %% ../../nbs/24_lmm.deepseek_vl.ipynb #b9e94ac9
 PUBLISHED_NAMES = (  # regular expressions on our names, applied one after the other; the language model's names are transformers'
@@ -207,7 +212,10 @@ def check_folder(
     ))  # fmt: skip
     if processor.size != model.tower.side:
         raise CheckpointError(f"{folder}: preprocessor_config.json makes pictures of {processor.size} pixels, the tower of config.json takes {model.tower.side}.")
-    return model, processor, load_tokenizer(recipe, folder)
+    check_kind(recipe, folder, "multi_modality", llama.model_type)
+    tokenizer = load_tokenizer(recipe, folder)
+    check_vocabulary(recipe, folder, tokenizer, llama.vocab_size)
+    return model, processor, tokenizer
 
 # %% ../../nbs/24_lmm.deepseek_vl.ipynb #a22d9475
 def random_tensor(
