@@ -186,7 +186,10 @@ class Grounder:
         head = head_place if head is None else head
         head = _shipped_head(recipe, lmm_place) if head is None else head
         trained = checkpoints.load_head(find_head(head, revision), recipe, sam)
-        lmm = FrozenLMM.load(recipe, lmm_place, place, dtype, **({} if revision is None else {"revision": revision}), **spread)
+        here = existing(lmm_place or recipe.lmm)  # then the revision is the head's alone
+        if revision is not None and here and existing(head):
+            raise SettingError(f"revision={revision!r} says which of the hub's versions to fetch, but {here} and {existing(head)} are here. Leave it out.")
+        lmm = FrozenLMM.load(recipe, lmm_place, place, dtype, **({} if revision is None or here else {"revision": revision}), **spread)
         return cls(lmm, trained.to(lmm.device))
 
     def _grounding(self, image: Image.Image, phrases: list[str], features: Features, *rest: Any) -> Grounding:

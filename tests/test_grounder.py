@@ -318,14 +318,19 @@ def test_heads_by_any_path(tmp_path, monkeypatch, scene, grounder):
 
 
 def test_what_comes_from_the_hub(monkeypatch):
-    "Heads by owner/name, of a revision; the LMM gets the same."
+    "Heads by owner/name, of a revision; an LMM that comes from the hub gets the same."
     asked, loaded = [], []
     monkeypatch.setattr(head_files, "fetch", lambda name, files, advice, **how: asked.append((name, how)) or launch.shipped("checkpoints/toy_head"))
-    monkeypatch.setattr(FrozenLMM, "load", lambda recipe, path, *_, **how: loaded.append((recipe.name, path, how)) or SimpleNamespace(device="cpu"))
-    Grounder.load("toy_llava", head="me/head", revision="v1")
+    monkeypatch.setattr(FrozenLMM, "load", lambda recipe, path, *_, **how: loaded.append((recipe.lmm, path, how)) or SimpleNamespace(device="cpu"))
+    far = recipes.replace("toy_llava", lmm="me/toy_llava")
+    Grounder.load(far, "checkpoints/toy_head", revision="v1")
+    Grounder.load(far, "me/head", revision="v1")
+    Grounder.load("toy_llava", head="me/head", revision="v1")  # the LMM is here, and is not asked for a revision
     Grounder.load("toy_llava", head="me/head@v2", device="cpu")
-    assert asked == [("me/head", {"revision": "v1"}), ("me/head", {"revision": "v2"})]
-    assert loaded == [("toy_llava", None, {"revision": "v1"}), ("toy_llava", None, {})]
+    assert asked == [("me/head", {"revision": "v1"})] * 2 + [("me/head", {"revision": "v2"})]
+    assert loaded == [("me/toy_llava", None, {"revision": "v1"})] * 2 + [("checkpoints/toy_llava", None, {})] * 2
+    with pytest.raises(SettingError, match="revision='v1' says which of the hub's versions to fetch"):
+        Grounder.load("toy_llava", revision="v1")
 
 
 def test_the_shipped_head_belongs_to_its_lmm(tmp_path, recwarn):

@@ -6,7 +6,7 @@ import pytest
 
 from hglmm import recipes
 from hglmm.errors import CheckpointError, SettingError
-from hglmm.recognition import recognise
+from hglmm.recognition import facts_of, recognise
 
 CLIP = {"model_type": "clip_vision_model", "hidden_size": 1024, "image_size": 336, "patch_size": 14, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 VICUNA = {"_name_or_path": "lmsys/vicuna-7b-v1.5", "model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "vocab_size": 32064}
@@ -55,6 +55,7 @@ STRANGE = {
     "LLaVA-1.6-Mistral": (LLAVA | {"model_type": "llava_next", "text_config": {"model_type": "mistral", "vocab_size": 32064}}, ["'llava_next'", "'mistral'", "key_heads is 8"]),
     "LLaVA-1.6-Vicuna": (LLAVA | {"model_type": "llava_next"}, ["model_type is 'llava_next', expected 'llava'"]),
     "BakLLaVA": (LLAVA | {"text_config": {"model_type": "mistral"}}, ["language_model is 'mistral', expected 'llama'"]),
+    "LLaVA on another language model of the same size": (LLAVA | {"text_config": LLAMA_3 | {"model_type": "qwen2", "num_key_value_heads": 32}}, ["language_model is 'qwen2', expected 'llama'"]),
     "LLaVA on LLaMA-3": (LLAVA | {"text_config": LLAMA_3}, ["key_heads is 8, expected 32"]),
     "LLaVA-1.5-13B": (LLAVA | {"text_config": VICUNA | {"hidden_size": 5120, "num_hidden_layers": 40, "num_attention_heads": 40}}, ["layers is 40, expected 32", "width is 5120"]),
     "a LLaVA of 224 pixels": (LLAVA | {"vision_config": CLIP | {"image_size": 224}}, ["image_size is 224, expected 336", "grid is 16"]),
@@ -85,10 +86,20 @@ def test_what_is_refused(tmp_path, case):
     assert all(text in said for text in [*expected, str(tmp_path), "no recipe fits", *recipes.RECIPES]), said
 
 
+def test_defaults_are_known():
+    "What a file leaves out, or says to be null, is what transformers takes for it."
+    whole = {"model_type": "llava", "language_model": "llama", "layers": 32, "heads": 32, "width": 4096, "key_heads": 32, "image_size": 336, "grid": 24, "tower_layers": 24}
+    for text in (VICUNA, {}, dict.fromkeys(("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads")), None):
+        assert facts_of(LLAVA | {"text_config": text}) == whole
+    assert facts_of(LLAVA | {"vision_config": None}) == whole and facts_of({"model_type": "llava"}) == whole
+    assert facts_of(LLAVA | {"text_config": {"model_type": "mistral"}})["key_heads"] == 8
+    assert facts_of(LLAVA | {"vision_config": {"model_type": "siglip_vision_model"}})["image_size"] == 224
+
+
 def test_a_recipe_of_ones_own(tmp_path, monkeypatch):
     "It is known by its folder; if it fits as well as another, the error says how to choose."
     folder = folder_of(tmp_path, LLAVA)
-    mine = recipes.replace("llava_1_5_7b", name="mine", instruction="[INST] {input} [/INST]")
+    mine = recipes.replace("llava_1_5_7b", name="mine", instruction="[INST] {input} [/INST]", model_type=None)
     monkeypatch.setitem(recipes.RECIPES, "mine", mine)
     with pytest.raises(CheckpointError, match="2 recipes fit this LMM equally: llava_1_5_7b, mine"):
         recognise(folder)
