@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Measure', 'SET_UP', 'MANY', 'probabilities', 'likelihoods', 'predict', 'rows_of', 'digest', 'batches',
-           'measure_batch', 'evaluate', 'check_failures', 'res_scores', 'png_ratios', 'png_scores', 'reasonseg_scores',
-           'by_category', 'by_size']
+           'measure_batch', 'evaluate', 'check_failures', 'check_measured', 'notes', 'res_scores', 'png_ratios',
+           'png_scores', 'reasonseg_scores', 'by_category', 'by_size']
 
 # %% ../nbs/52_evaluation.ipynb #242870ff
 import hashlib
@@ -23,7 +23,7 @@ from .errors import CheckpointError, DataError, SettingError
 from .lmm.frozen import Features, FrozenLMM
 from .lmm.taps import LooksAhead
 from .metrics import bootstrap, png, reasonseg, res
-from .records import Records
+from .records import Failure, Records
 from .training import swap_phrases
 
 # %% ../nbs/52_evaluation.ipynb #15cb2495
@@ -142,18 +142,20 @@ def evaluate(
     process: int = 0,
     processes: int = 1,
     advance: Callable[[int], Any] | None = None,  # called with the number of samples just done
+    allowed: float = 0.5,  # share of samples that may fail; if more do, and at least `MANY`, the run is stopped
 ) -> None:
     "Measure every sample of this process that is not measured yet."
-    done, tried, failed = records.indices(), 0, 0
+    done, failed = records.indices(), 0
+    tried = len(done)  # those of earlier runs count as well: of a finished run, only what failed is tried again
     for batch in batches(len(data), batch_size, process, processes):
         if not done.issuperset(batch):
             for i, name, rows, error in measure_batch(measure, data, batch):
-                tried, failed = tried + 1, failed + bool(error)
+                tried, failed = tried + (i not in done), failed + bool(error)
                 if error:
                     records.fail(i, error)
                 elif i not in done:
                     records.add(name, i, rows)
-                if failed >= MANY and 2 * failed > tried:
+                if failed >= MANY and failed > allowed * tried:
                     raise DataError(f"{failed} of the first {tried} samples failed, the last by {type(error).__name__}: {error}. The evaluation was stopped.")
         if advance:
             advance(len(batch))
@@ -165,16 +167,43 @@ def check_failures(
     total: int,  # samples of the benchmark
     allowed: float = 0.0,  # share of samples that may have failed
 ) -> int:  # how many failed
-    "Raise if too many samples could not be measured."
+    "Raise if too many samples could not be measured, or were not even tried."
     failures = records.failures()
     if len(failures) > allowed * total:
-        listed = "".join(f"\n  sample {f.index}: {f.error}" for f in failures[:10])
-        more = f"\n  and {len(failures) - 10} more" if len(failures) > 10 else ""
         raise DataError(
-            f"{records.folder}: {len(failures)} of {total} samples failed, more than the allowed share of {allowed:g}; the scores leave them out.{listed}{more}\n"
+            f"{records.folder}: {len(failures)} of {total} samples failed, more than the allowed share of {allowed:g}; the scores leave them out.{_listed(failures)}\n"
             "Mend them and run again (only these are tried), or raise `max_failed`."
         )
+    missing = total - len(records.indices()) - len(failures)
+    if missing > 0:
+        raise DataError(f"{records.folder}: {missing} of {total} samples were neither measured nor failed. Run again: it goes on where it was.")
     return len(failures)
+
+
+def check_measured(
+    records: Records,
+) -> dict[str, np.ndarray]:  # `Records.table()`
+    "The table; raise if there is nothing in it, with the reasons."
+    table = records.table()
+    if not len(table["sample"]):
+        failures, done = records.failures(), len(records.indices())
+        why = f"all {len(failures)} samples failed:{_listed(failures)}" if failures else f"{done} samples, and no phrase in any of them. Is this the right dataset and split?"
+        raise DataError(f"{records.folder}: nothing was measured: {why}")
+    return table
+
+
+def _listed(failures: list[Failure]) -> str:
+    listed = "".join(f"\n  sample {f.index}: {f.error}" for f in failures[:10])
+    return listed + (f"\n  and {len(failures) - 10} more" if len(failures) > 10 else "")
+
+
+def notes(
+    data: Any,  # a dataset
+    table: dict[str, np.ndarray],  # of its records
+) -> dict[str, int]:  # what: how often
+    "What a reader of the scores has to know of the data."
+    blank = int(np.count_nonzero(table["truth"] == 0)) if "truth" in table else 0
+    return {**getattr(data, "notes", {}), **({"phrases measured whose ground truth has no pixel": blank} if blank else {})}
 
 # %% ../nbs/52_evaluation.ipynb #15fcf68b
 def res_scores(

@@ -20,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 from fastcore.basics import patch
 
+from . import fingerprints
 from .errors import DataError, SettingError
 
 # %% ../nbs/41_records.ipynb #56c24fc2
@@ -84,7 +85,7 @@ def _place(whole: Path, path: Path) -> None:
 
 def _claim(path: Path, settings: dict[str, Any]) -> None:
     "Write `settings` to `path`, or compare them with what is there."
-    ours = json.loads(json.dumps(settings, default=str))  # as JSON gives it back
+    ours = fingerprints.plain(settings)  # as JSON gives it back
     if not path.exists():
         whole = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # two machines may give the same process number
         try:
@@ -117,9 +118,7 @@ def _compare(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
             f"{path}: these records are of format {theirs.get('format', 1)}, this version of hglmm writes format {ours.get('format', 1)}, which notes more of what the "
             "numbers depend on. Use another name for the run, or delete the folder."
         )
-    nothing = object()
-    names = [k for k in sorted({*ours, *theirs}) if ours.get(k, nothing) != theirs.get(k, nothing)]
-    changed = [f"{k}: recorded {theirs.get(k, 'nothing')!r}, now {ours.get(k, 'nothing')!r}" for k in names]
+    changed = fingerprints.differences(theirs, ours)
     if changed:
         raise SettingError(f"{path}: these records were made with other settings ({'; '.join(changed)}). Use these again, or another name for the run.")
 

@@ -88,10 +88,9 @@ def work(
 ) -> None:
     "All benchmarks of a job, as one process of several."
     for k, benchmark in enumerate(job.benchmarks):
-        data = benchmark.open()
-        advance = partial(tell, k, len(data))
+        advance = partial(tell, k, len(benchmark.data))
         advance(0)
-        tasks.measure(job, benchmark, data, process, processes, advance)
+        tasks.measure(job, benchmark, benchmark.data, process, processes, advance)
 
 
 def main(path: str) -> None:
@@ -258,6 +257,9 @@ def run(
     patience: float = 3600.0,  # seconds without a word from a worker after which it is taken to hang
 ) -> dict[str, Records]:  # by the benchmarks' titles
     "Do a job, or the rest of it."
+    for benchmark in job.benchmarks:
+        tasks.check_job(job, benchmark)
+    tasks.write_config(job, folder)
     path, bars = job.write(folder / "job.json"), Bars(job)
     try:
         if processes == 1:

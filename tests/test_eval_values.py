@@ -49,7 +49,7 @@ class Said:
 class Told:
     "An LMM: per side of a picture its answer, whether that was cut, and per phrase the columns it lies on with their probability."
 
-    device = torch.device("cpu")
+    device, dtype = torch.device("cpu"), torch.float32
     source: dict = {}
 
     def __init__(self, answers: dict[int, tuple[str, dict[str, tuple[range, float]]]], cut: set[int] = frozenset()):

@@ -37,7 +37,7 @@ def test_res_evaluation(trained, run_notebook, small_world):
     status, said, runs = run_notebook("eval_res", **parameters)
     assert status == 0, said
     scores = json.loads((runs / "res/scores.json").read_text())["scores"]
-    splits = [f"{d} ({p})" for d in ("refcoco val", "refcoco testA", "refcocog val", "refcocog test") for p in ("hg", "standard")]
+    splits = [f"toycoco {d} ({p})" for d in ("refcoco val", "refcoco testA", "refcocog val", "refcocog test") for p in ("hg", "standard")]
     assert sorted(scores) == sorted(splits)
     assert all(0 <= s["mIoU"] <= 100 for s in scores.values())
     executed = nbformat.read(next(runs.glob("eval_res-*.ipynb")), 4)
@@ -51,7 +51,7 @@ def test_res_evaluation(trained, run_notebook, small_world):
 def test_png_evaluation(trained, run_notebook, small_world):
     status, said, runs = run_notebook("eval_png", name="png", data=small_world, head=trained / "head")
     assert status == 0, said
-    scores = json.loads((runs / "png/scores.json").read_text())["scores"]
+    scores = json.loads((runs / "png/scores.json").read_text())["scores"]["toycoco PNG val"]
     assert {"all", "things", "stuff", "singulars", "plurals", "acc@0.5", "pixel acc"} == set(scores)
 
 
