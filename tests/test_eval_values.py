@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
-from torch import nn
 
-from hglmm import evaluation, noun_phrases, tasks
+from hglmm import evaluation, noun_phrases, recipes, tasks
 from hglmm.datasets.grandf import GranDf
 from hglmm.datasets.reasonseg import ReasonSeg
 from hglmm.errors import SettingError
 from hglmm.geometry import Letterbox
+from hglmm.heads.base import MaskHead
 from hglmm.lmm.frozen import Features
 from hglmm.metrics import captions, gcg
 
@@ -68,10 +68,10 @@ class Told:
         return Features(likely.logit(), torch.zeros(len(spans), 1, 1), torch.zeros(1), torch.zeros(1), Letterbox.fit(side, side, side), answer.image)
 
 
-class Drawn(nn.Module):
+class Drawn(MaskHead):
     "A head: the logits that the LMM above hands over."
 
-    needs_tokens = False
+    recipe = recipes.get("toy_llava")
 
     def forward(self, features: list[Features]) -> list[torch.Tensor]:
         return [f.attention[:, 0] for f in features]
@@ -163,7 +163,7 @@ def test_scores_of_the_masks_by_hand(described, tmp_path):
     """
     data, *files = described
     predictions = tasks.gcg_predictions(told("gcg", data, Told(ANSWERS), tmp_path, 0.5))
-    result = gcg.evaluate(predictions, *files, alike, MASKS_ONLY)
+    result = gcg.evaluate(predictions, *files, alike, MASKS_ONLY, {p["image_id"] for p in predictions})  # as eval_gcg asks for it
     assert result.missing == [] and result.each["image_id"].tolist() == list(PEOPLE)
     np.testing.assert_allclose(result.each["mIoU"], [7 / 8, 3 / 5, 2 / 10, 0])
     assert result.each["matched"].tolist() == [2, 1, 0, 0] and result.each["labels"].tolist() == [2, 2, 1, 1]
@@ -193,12 +193,31 @@ def test_scores_of_the_words_by_hand(described, tmp_path):
     """
     data, *files = described
     predictions = tasks.gcg_predictions(told("gcg", data, Told(ANSWERS), tmp_path, 0.5))
-    result = gcg.evaluate(predictions, *files, alike, ("METEOR", "CIDEr"))
+    result = gcg.evaluate(predictions, *files, alike, ("METEOR", "CIDEr"), {p["image_id"] for p in predictions})
     right = 3 / 4 * 3 + 1 / 4 * 3
     precision, recall = right / (3 / 4 * 8 + 1 / 4 * 7), right / (3 / 4 * 8 + 1 / 4 * 6)
     assert result.each["METEOR"].tolist() == [1, 0, 0, 0] and result.each["CIDEr"] == pytest.approx([10, 0, 0, 0])
     assert result.scores["METEOR"] == pytest.approx(100 * precision * recall / (0.85 * precision + 0.15 * recall))
     assert result.scores["CIDEr"] == pytest.approx(250)
+
+
+@needs_parser
+def test_every_picture_counts_in_the_words(described, tmp_path, monkeypatch):
+    "Without Java: what the caption metrics are given. The picture without an answer, and so without a phrase, is among them."
+    given = []
+
+    def count(said: list[str], references: list[list[str]]) -> np.ndarray:
+        given.extend(zip(said, references, strict=True))
+        return np.arange(len(said), dtype=float)
+
+    monkeypatch.setattr(gcg, "check_java", lambda: None)
+    monkeypatch.setattr(gcg, "tokenize", lambda texts: list(texts))
+    monkeypatch.setattr(gcg, "cider", count)
+    data, *files = described
+    predictions = tasks.gcg_predictions(told("gcg", data, Told(ANSWERS), tmp_path, 0.5))
+    result = gcg.evaluate(predictions, *files, alike, ("CIDEr",), {p["image_id"] for p in predictions})
+    assert given == [(ANSWERS[side][0].strip(), [caption]) for side, caption, _ in PEOPLE.values()]
+    assert result.scores == {"CIDEr": 100 * (0 + 1 + 2 + 3) / 4}
 
 
 # ReasonSeg
