@@ -4,22 +4,25 @@
 
 # %% auto #0
 __all__ = ['WHOLE', 'BLOCKS', 'BLOCK', 'TORCH', 'MANY', 'BESIDE', 'ABSENT', 'of_file', 'of_files', 'of_weights', 'of_module',
-           'plain', 'of_settings', 'of_ids', 'differences']
+           'plain', 'of_settings', 'of_ids', 'versions', 'differences']
 
 # %% ../nbs/04_fingerprints.ipynb #f7cb366b
 import hashlib
 import json
 import math
 import os
+import platform
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+import hglmm
 from .errors import DataError
 
 # %% ../nbs/04_fingerprints.ipynb #938a5e49
@@ -153,6 +156,11 @@ def of_ids(
     "What tells a row of sample ids from another."
     ids = [str(one) for one in ids]
     return {"count": len(ids), "digest": _hash(json.dumps(ids).encode())}
+
+
+def versions() -> dict[str, str]:
+    "Of what computes."
+    return {"hglmm": hglmm.__version__, **{name: metadata.version(name) for name in ("torch", "transformers", "numpy", "pillow")}, "python": platform.python_version()}
 
 # %% ../nbs/04_fingerprints.ipynb #65bcb632
 ABSENT = object()  # stands for what one side does not have

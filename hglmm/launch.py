@@ -124,7 +124,7 @@ def _hint(parameter: Parameter, value: Any) -> str:
     "How to pass a value that arrived as another type; empty if there is nothing to say."
     kind, name, plain = parameter.annotation, parameter.name, value is None or isinstance(value, bool | int | float)
     if kind.startswith(("str", "list")) and plain:
-        return f" papermill's -p makes numbers, True, False and None of what looks like them; `-r {name} <what you typed>` passes it as text."
+        return f" papermill's -p makes numbers, True, False and None of what looks like them; `-r {name} <what you typed>` passes it as text (with -y, quotes do)."
     if kind.startswith(("str", "list[str]")):
         return f" Text that is given with -y and looks like something else goes in quotes: -y \"{name}: '2024-01-01'\"."
     if kind.startswith("int") and isinstance(value, float) and value.is_integer():
@@ -201,6 +201,18 @@ def _as_list(parameter: Parameter, value: Any) -> Any:
     words = (word.strip(" '\"") for word in value.strip().strip("[]").split(","))
     return [word for word in words if word]
 
+# %% ../nbs/50_launch.ipynb #df64d900
+def _as_word(
+    parameter: Parameter,
+    value: Any,
+    allowed: tuple | Iterable | None,
+) -> Any:
+    "A word that YAML took for True or False, if it is one of the choices."
+    if not (isinstance(value, bool) and parameter.annotation.startswith("str") and isinstance(allowed, list)):
+        return value
+    words = [word for word in (("on", "yes") if value else ("off", "no")) if word in allowed]
+    return words[0] if len(words) == 1 else value
+
 # %% ../nbs/50_launch.ipynb #50dd1a54
 def read_parameters(
     cells: list[str],  # the cells that ran, in order
@@ -220,7 +232,7 @@ def read_parameters(
             guess = nearest(name, parameters)
             hint = f" Did you mean {guess!r}?" if guess else ""
             raise SettingError(f"unknown parameter {name!r}.{hint} The parameters of this notebook are:\n  {listing}")
-    values = {name: _as_list(parameter, namespace[name]) for name, parameter in parameters.items()}
+    values = {name: _as_word(parameter, _as_list(parameter, namespace[name]), allowed.get(name)) for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         _check(parameter, values[name], allowed.get(name))
     return _settings(parameters, values)

@@ -79,6 +79,15 @@ def test_what_papermill_makes_of_a_value_is_explained(name, typed, message):
         assert getattr(launch.read_parameters([TYPED_CELL], {**TYPES, name: typed}), name) == typed
 
 
+def test_words_that_yaml_takes_for_truth_values():
+    "`-y 'autocast: off'` arrives as False."
+    cell = 'autocast: str = "auto"\nname: str = "run"'
+    assert launch.read_parameters([cell], {"autocast": False, "name": "a"}, autocast=list(launch.AUTOCAST)).autocast == "off"
+    for wrong in ({"autocast": True, "name": "a"}, {"autocast": "auto", "name": False}):
+        with pytest.raises(SettingError, match="with -y, quotes do"):
+            launch.read_parameters([cell], wrong, autocast=list(launch.AUTOCAST))
+
+
 def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getpid", lambda: 7)  # on two machines that share a disk
     with launch.writing(tmp_path / "state.pt") as mine:

@@ -6,6 +6,8 @@ import shutil
 import nbformat
 import pytest
 
+from hglmm.datasets.png import PNG
+
 pytestmark = pytest.mark.slow
 
 
@@ -20,7 +22,11 @@ def trained(run_notebook, small_world):
 def test_training_leaves_a_whole_run_folder(trained):
     log = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 4 and log[-1]["loss"] > 0
-    assert {p.name for p in trained.iterdir()} == {"head", "log.jsonl", "state.pt", "tensorboard"}
+    assert {p.name for p in trained.iterdir()} == {"config.json", "head", "log.jsonl", "state.pt", "state.previous.pt", "tensorboard"}
+    config = json.loads((trained / "config.json").read_text())
+    assert config["settings"]["max_steps"] == 4 and config["settings"]["name"] == "trained" and config["fingerprint"]["lmm"]["dtype"] == "float32"
+    if hasattr(PNG, "files"):
+        assert {"refcoco/instances.json", "png_coco_train2017.json"} <= set(config["fingerprint"]["data"]["files"])
     assert {p.name for p in (trained / "head").iterdir()} == {"config.json", "model.safetensors"}
     assert list((trained / "tensorboard").iterdir())
 
@@ -30,6 +36,22 @@ def test_training_again_changes_nothing(trained, run_notebook, small_world):
     status, said, _ = run_notebook("train", name="trained", data=small_world, max_steps=4, batch_size=4, save_every=2)
     assert status == 0 and "resumed at step 4" in said
     assert (trained / "head/model.safetensors").read_bytes() == before
+
+
+def test_training_with_what_is_there(run_notebook, small_world, tmp_path, monkeypatch):
+    "A data root without PNG: all benchmarks are refused before the LMM is loaded, RefCOCO alone works to the last cell."
+    world = shutil.copytree(small_world, tmp_path / "world")
+    for path in (world / "coco/annotations").glob("*.json"):
+        path.unlink()
+    monkeypatch.setenv("HGLMM_DATA", str(world))
+    few = dict(max_steps=2, batch_size=2, save_every=1, dtype="bfloat16", autocast="off")
+    status, said, _ = run_notebook("train", name="all", **few)
+    assert status != 0 and "png_coco_train2017.json" in said and "frozen LMM" not in said, said
+    status, said, runs = run_notebook("train", name="refcoco", benchmarks="[refcoco]", **few)
+    assert status == 0, said
+    assert f"HGLMM_DATA={world}" in said and "bfloat16, autocast of the head off" in said and "from refcoco val" in said
+    config = json.loads((runs / "refcoco/config.json").read_text())
+    assert config["settings"]["data_root"] == str(world) and config["precision"] == "off" and config["fingerprint"]["lmm"]["dtype"] == "bfloat16"
 
 
 def test_res_evaluation(trained, run_notebook, small_world):
@@ -90,10 +112,11 @@ def test_broken_data_stops_the_run_and_is_named(fault, trained, run_notebook, sm
     [
         ({"recipe": "toy_lava"}, "Did you mean 'toy_llava'?"),
         ({"learning_rate": 1}, "unknown parameter 'learning_rate'"),
+        ({"benchmarks": "[]"}, "parameter 'benchmarks' is an empty list"),
         ({"data": "nowhere"}, "expected a data root"),
         ({"lmm_path": "nowhere"}, "no such folder"),
     ],
-    ids=["unknown_recipe", "misspelled_parameter", "no_data", "no_weights"],
+    ids=["unknown_recipe", "misspelled_parameter", "no_benchmark", "no_data", "no_weights"],
 )
 def test_wrong_settings_stop_the_run(parameters, message, run_notebook, small_world):
     status, said, _ = run_notebook("train", **{"name": "wrong", "data": small_world, "max_steps": 1, **parameters})
