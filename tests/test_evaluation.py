@@ -118,6 +118,16 @@ def test_precision_and_revision_reach_the_job_and_the_records(program, tmp_path)
         program("eval_png", limit=2)
 
 
+@pytest.mark.parametrize("notebook, parameters", [("eval_png", {}), ("eval_reasonseg", {}), ("eval_gcg", {"metrics": ["mIoU"]})])
+def test_the_head_computes_in_the_precision_asked_for(notebook, parameters, program, monkeypatch):
+    used, real = set(), launch.autocast
+    monkeypatch.setattr(launch, "autocast", lambda on, name="auto": (used.add(name), real(on, name))[1])
+    for name in ("off", "bfloat16"):
+        used.clear()
+        program(notebook, limit=1, name=name, autocast=name, **parameters)
+        assert used == {name}
+
+
 # --- limits and failures
 
 
@@ -377,10 +387,13 @@ def test_a_record_says_which_picture_it_is_of(task, options, tiny):
 # --- files are opened once
 
 
-@pytest.mark.parametrize("notebook, parameters, most", [("eval_res", {"splits": ["val", "testA", "test"]}, 12), ("eval_reasonseg", {"splits": ["val", "test"]}, 2)])
-def test_each_benchmark_is_opened_once_a_run(notebook, parameters, most, program, monkeypatch):
-    opened = []
-    real = layout.open_task
+@pytest.mark.parametrize(
+    "notebook, parameters, benchmarks, files", [("eval_res", {"splits": ["val", "testA", "test"]}, 12, 3), ("eval_reasonseg", {"splits": ["val", "test"]}, 2, 0)]
+)
+def test_each_benchmark_is_opened_once_a_run(notebook, parameters, benchmarks, files, program, monkeypatch):
+    "And the annotations of all COCO, which the splits and protocols of a dataset share, are read once a dataset."
+    opened, read, real, reader = [], [], layout.open_task, layout.read_files
     monkeypatch.setattr(layout, "open_task", lambda task, root, **options: (opened.append((task, str(options))), real(task, root, **options))[1])
+    monkeypatch.setattr(layout, "read_files", lambda *paths: (read.append(paths), reader(*paths))[1])
     program(notebook, limit=1, **parameters)
-    assert len(opened) == len(set(opened)) == most
+    assert len(opened) == len(set(opened)) == benchmarks and len(read) == files
