@@ -223,7 +223,7 @@ def test_scores_stand_under_their_titles(program, tmp_path):
 
 def test_the_folder_of_another_run_is_refused(program, tmp_path):
     (tmp_path / "runs/run").mkdir(parents=True)
-    (tmp_path / "runs/run/config.json").write_text('{"kind": "training"}')
+    (tmp_path / "runs/run/config.json").write_text('{"program": "train"}')
     with pytest.raises(SettingError, match="is the folder of another run. Give the evaluation another name"):
         program("eval_png")
 
