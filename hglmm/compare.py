@@ -241,7 +241,7 @@ def compare(
     "Put runs side by side."
     lines, notes, toy = [], [], False
     for several in _side_by_side(runs, common_only):
-        first, whole = next(iter(several.values())), True
+        first, whole, recorded = next(iter(several.values())), True, several
         if first.task == "gcg":
             several, found = _unpaired(several)
         else:
@@ -249,7 +249,7 @@ def compare(
             whole = all(len(lined[run].table["sample"]) == len(one.table["sample"]) for run, one in several.items())
             found = _paired(lined, repeats, seed)
         found, why = beside(found, several, whole)
-        lines, notes, toy = lines + found, notes + why + [f"{first.title}: {text}" for text in differences(several)], toy or is_toy(first.settings)
+        lines, notes, toy = lines + found, notes + why + [f"{first.title}: {text}" for text in differences(recorded)], toy or is_toy(first.settings)
     shown = {
         "sign": any(line.differences for line in lines), "toy": toy, "published": any(line.published for line in lines), "gcg": any(line.task == "gcg" for line in lines),
     }  # fmt: skip

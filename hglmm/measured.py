@@ -119,7 +119,7 @@ def benchmark(
 
 # %% ../nbs/52d_measured.ipynb #da2dc239
 FREE = ("recipe", "lmm", "head", "head_kind", "sam", "shuffle_phrases", "data")  # settings that runs may differ in; `data` is only where the files were
-SILENT = (*FREE, "benchmark", "data_name", "recipe_digest", "revision", "limit", "samples", "batch_size", "num_processes", "failed", "pictures", "cut", "max_failed", "keep")
+SILENT = (*FREE, "benchmark", "format", "data_name", "recipe_digest", "revision", "limit", "samples", "batch_size", "keep")
 SAME = ("threshold", "question", "max_new_tokens", "parser", "encoder", "paraphrases")
 
 
@@ -137,7 +137,7 @@ def check_alike(
     for other in several[1:]:
         mine, theirs = ({"task": one.task, **one.benchmark(), **{name: _setting(one, name) for name in SAME}} for one in (first, other))
         for name in mine:
-            if mine[name] != theirs[name] and None not in (mine[name], theirs[name]):
+            if mine[name] != theirs[name] and not {None, ""} & {mine[name], theirs[name]}:  # nothing recorded
                 raise SettingError(
                     f"{other.folder}: {name} is {theirs[name]!r}, but {mine[name]!r} in {first.folder}. Compare runs that were measured in the same way."
                 )
@@ -149,10 +149,11 @@ def differences(
     "What else is recorded and not the same."
     names = {name for one in several.values() for name in one.settings} - {*SILENT, *SAME, "task", "dataset", "split", "protocol", "queries"}
     found = {name: {run: one.settings[name] for run, one in several.items() if name in one.settings} for name in sorted(names)}
+    unlike = {name: values for name, values in found.items() if any(value != next(iter(values.values())) for value in values.values())}
+    plain = {name: all(isinstance(value, str | int | float | None) for value in values.values()) for name, values in unlike.items()}  # files and their digests are not to be read
     return [
-        f"{name} is not the same: " + ", ".join(f"{value!r:.40} in {run}" for run, value in values.items()) + "."
-        for name, values in found.items()
-        if any(value != next(iter(values.values())) for value in values.values())
+        f"{name} is not the same" + (": " + ", ".join(f"{value!r} in {run}" for run, value in values.items()) if plain[name] else f" in {' and '.join(values)}") + "."
+        for name, values in unlike.items()
     ]
 
 # %% ../nbs/52d_measured.ipynb #8477ebab
@@ -164,7 +165,7 @@ def _partial(measured: Measured) -> Iterator[str]:
         yield f"{measured.failed} samples failed"
     elif isinstance(samples, int) and done < samples:
         yield f"{done} of {samples} samples are measured"
-    if limit and not (isinstance(samples, int) and samples < limit):
+    elif limit and not (isinstance(samples, int) and samples < limit):
         yield f"only the first {limit} samples were asked for"
 
 

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from hglmm import evaluation, noun_phrases, recipes, tasks
+from hglmm import choices, compare, evaluation, noted, noun_phrases, recipes, tasks
+from hglmm.datasets.core import Subset
 from hglmm.datasets.grandf import GranDf
 from hglmm.datasets.reasonseg import ReasonSeg
 from hglmm.errors import SettingError
@@ -79,8 +80,10 @@ class Drawn(MaskHead):
 
 def told(task: str, data, lmm: Told, folder: Path, threshold: float, **options) -> dict[str, np.ndarray]:
     "The table of an evaluation of `data`."
-    benchmark = tasks.Benchmark(f"{task} by hand", task, str(folder), str(folder / "records"), {"split": "val"})
-    job = tasks.Job("toy_llava", "none", [benchmark], threshold=threshold, device="cpu", batch_size=1, **options)
+    title = choices.title_of(task, "", {"split": "val"})
+    benchmark = tasks.Benchmark(title, task, str(folder), str(folder / "val"), {"split": "val"})
+    benchmark.__dict__["whole"] = data
+    job = tasks.Job("toy_llava", "none", [benchmark], threshold=threshold, device="cpu", batch_size=1, **{"question": QUESTION, **options})
     job.__dict__["models"] = (lmm, Drawn().eval())
     records = tasks.measure(job, benchmark, data)
     assert evaluation.check_failures(records, len(data)) == 0
@@ -113,6 +116,7 @@ ANSWERS = {
     12: ("Flying high.", {"Flying high.": (range(4, 10), 0.9)}),  # no noun phrase: the whole answer
     14: ("", {}),  # no answer
 }
+QUESTION = "Please give me a detailed description of the image."
 ALIKE = {("A red mug", "a red mug"): 1.0, ("the table", "the table"): 1.0, ("The grass", "a lawn"): 0.5}
 MASKS_ONLY = ("AP50", "mIoU", "Recall")
 
@@ -272,3 +276,43 @@ def test_what_is_likely_depends_on_the_threshold(asked, tmp_path):
     "At 0.5 nothing is left of q1 and q3: unions are the truths alone; at 0.3 a probability of 0.31 is enough."
     table = told("reasonseg", asked, Told(REPLIES), tmp_path, 0.5)
     assert table["intersection"].tolist() == [0, 0, 0, 0] and table["union"].tolist() == [32, 0, 72, 98]
+
+
+# Runs side by side, from what evaluations record today
+
+
+def test_two_heads_answer_the_same_questions(asked, tmp_path):
+    "The second head draws q3 whole: 72 of 72 pixels. Whole benchmark, threshold 0.3: published numbers stand beside; at 0.5 they do not."
+    better = {**REPLIES, 12: ("vase", {"vase": (range(0, 6), 0.9)})}
+    for name, replies, threshold in (("first", REPLIES, 0.3), ("second", better, 0.3), ("strict", REPLIES, 0.5)):
+        told("reasonseg", asked, Told(replies), tmp_path / name, threshold)
+    runs = {name: compare.read_run(tmp_path / name) for name in ("first", "second", "strict")}
+    found = compare.compare({name: runs[name] for name in ("first", "second")}, repeats=10)
+    lines = {line.score: line for line in found.lines}
+    assert lines["cIoU"].values == pytest.approx({"first": 100 * 52 / 218, "second": 100 * 88 / 218}) and lines["cIoU"].benchmark == "ReasonSeg val"
+    assert [n.value for n in lines["gIoU"].published] == [52.9, None] and found.notes[-1] == compare.NOTES["published"] and len(found.notes) == 2
+    alone = compare.compare({"strict": runs["strict"]}, repeats=10)
+    assert alone.notes == ["ReasonSeg val: no published numbers beside gIoU, cIoU: threshold 0.5 (published: 0.3)."] and alone.lines[0].published == []
+    with pytest.raises(SettingError, match="threshold is 0.5, but 0.3"):
+        compare.compare(runs)
+
+
+def test_a_part_of_the_questions_is_not_the_benchmark(asked, tmp_path):
+    told("reasonseg", Subset(asked, range(3)), Told(REPLIES), tmp_path, 0.3)
+    found = compare.compare({"part": compare.read_run(tmp_path)}, repeats=10)
+    assert found.lines[0].published == [] and found.notes == ["ReasonSeg val: no published numbers beside gIoU, cIoU: 3 of 4 samples are measured."]
+
+
+@needs_parser
+def test_two_heads_ground_the_same_descriptions(described, tmp_path):
+    "Scored as eval_gcg does; the encoder that calls phrases alike is the table above, so Recall has no published number beside it."
+    data, *files = described
+    for name, answers in (("first", ANSWERS), ("second", {**ANSWERS, 8: (ANSWERS[8][0], {"A red mug": (range(0, 4), 0.9), "the table": (range(4, 8), 0.9)})})):
+        predictions = tasks.gcg_predictions(told("gcg", data, Told(answers), tmp_path / name, 0.5, question=QUESTION))
+        result = gcg.evaluate(predictions, *files, alike, MASKS_ONLY, {p["image_id"] for p in predictions})
+        noted.note(tmp_path / name, "GCG val", result.scores, result.intervals(10), encoder=result.encoder, parser=noun_phrases.parser_name(), pictures=len(predictions))
+    found = compare.compare({name: compare.read_run(tmp_path / name) for name in ("first", "second")})
+    lines = {line.score: line for line in found.lines}
+    assert lines["mIoU"].values == pytest.approx({"first": 100 * (7 / 8 + 3 / 5 + 2 / 10) / 4, "second": 100 * (1 + 3 / 5 + 2 / 10) / 4})
+    assert [n.value for n in lines["mIoU"].published] == [66.3, None] and lines["Recall"].published == [] and lines["AP50"].pictures == 4
+    assert "GCG val: no published numbers beside Recall: encoder 'function' (published: 'bert-base-uncased') in first." in found.notes
