@@ -8,14 +8,16 @@ __all__ = ['Described', 'read_descriptions', 'find_labels', 'pieces_of', 'GranDf
 # %% ../../nbs/16_datasets.grandf.ipynb #bcc8411e
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
 
 from .core import Sample, open_image, read_json
-from .fields import pick
-from .refcoco import decode
+from .fields import FLAG, NAME, PIXELS, TEXT, checked, pick_kinds
+from .files import garbled
+from .masks import decode, unseen
 from ..errors import DataError
 
 # %% ../../nbs/16_datasets.grandf.ipynb #697f3f95
@@ -40,22 +42,28 @@ def _grouped(records: list[tuple], source: str, known: set[str]) -> dict[str, li
     "Annotations by picture, in the order of the file; those of other pictures are left out."
     groups: dict[str, list[tuple]] = {}
     for image_id, *fields in records:
-        if str(image_id) in known:
-            groups.setdefault(str(image_id), []).append(tuple(fields))
+        if image_id in known:
+            groups.setdefault(image_id, []).append(tuple(fields))
     if records and not groups:
         raise DataError(f"{source}: none of its annotations is of a picture in `images`. Do the caption and mask files belong together?")
     return groups
 
 # %% ../../nbs/16_datasets.grandf.ipynb #d295072c
 def _labels(labels: object, source: str) -> tuple[str, ...]:
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+    if not isinstance(labels, list):
         raise DataError(f"{source}: labels {labels!r:.80}: expected a list of texts, the phrases of the caption.")
-    return tuple(labels)
+    return tuple(checked(labels, TEXT, lambda i: f"{source}: labels[{i}]"))
 
 
-def _sizes(images: list[dict]) -> dict[str, tuple[int, int] | None]:
+def _sizes(images: list[dict], source: str) -> dict[str, tuple[int, int] | None]:
     "Height and width of each picture."
-    return {str(image["id"]): (image["height"], image["width"]) if {"height", "width"} <= image.keys() else None for image in images}
+    sizes: dict[str, tuple[int, int] | None] = {}
+    for i, (image_id,) in enumerate(pick_kinds(images, source, id=NAME)):
+        given = "height" in images[i] and "width" in images[i]
+        size = tuple(checked([images[i]["height"], images[i]["width"]], PIXELS, lambda k, i=i: f"{source}[{i}]: {('height', 'width')[k]}")) if given else None
+        if sizes.setdefault(image_id, size) != size:
+            raise DataError(f"{source}: image {image_id!r} is listed twice, with other sizes.")
+    return sizes
 
 
 def read_descriptions(
@@ -64,23 +72,23 @@ def read_descriptions(
 ) -> list[Described]:  # one per picture, in the order of the caption file
     "What people said about the pictures of a split, and where it is."
     said, drawn = (read_json(path, "images", "annotations") for path in (caption_json, mask_json))
-    ids = [str(i) for (i,) in pick(said["images"], f"{caption_json}: images", "id")]
-    pick(drawn["images"], f"{mask_json}: images", "id")
-    sizes = _sizes(drawn["images"])
+    ids = [i for (i,) in pick_kinds(said["images"], f"{caption_json}: images", id=NAME)]
+    sizes = _sizes(drawn["images"], f"{mask_json}: images")
     if len(set(ids)) < len(ids) or not set(ids) <= sizes.keys():
         odd = next(i for i in ids if ids.count(i) > 1 or i not in sizes)
         raise DataError(f"{caption_json}: image {odd!r} is listed twice, or not in {mask_json}. Do the two files belong together?")
-    captions = pick(said["annotations"], f"{caption_json}: annotations", "image_id", "caption", "labels")
+    captions = pick_kinds(said["annotations"], f"{caption_json}: annotations", image_id=NAME, caption=TEXT, labels=None)
     captions = _grouped(captions, str(caption_json), set(ids))
-    masks = pick(drawn["annotations"], f"{mask_json}: annotations", "image_id", "segmentation")
-    masks = [(*fields, bool(record.get("iscrowd", 0))) for fields, record in zip(masks, drawn["annotations"], strict=True)]
+    masks = pick_kinds(drawn["annotations"], f"{mask_json}: annotations", image_id=NAME, segmentation=None)
+    crowd = checked([record.get("iscrowd", False) for record in drawn["annotations"]], FLAG, lambda i: f"{mask_json}: annotations[{i}]: iscrowd")
+    masks = [(*fields, many) for fields, many in zip(masks, crowd, strict=True)]
     masks = _grouped(masks, str(mask_json), set(ids))
     return [_described(i, captions.get(i, []), masks.get(i, []), sizes[i], str(caption_json)) for i in ids]
 
 
 def _described(image_id: str, captions: list[tuple], masks: list[tuple], size: tuple[int, int] | None, source: str) -> Described:
-    if not captions or not all(isinstance(caption, str) for caption, _ in captions):
-        raise DataError(f"{source}: image {image_id!r}: expected an annotation with a text as caption, found {[c for c, _ in captions]}.")
+    if not captions:
+        raise DataError(f"{source}: image {image_id!r}: expected an annotation with its caption, found none.")
     labels = _labels(captions[0][1], f"{source}: image {image_id!r}")
     return Described(image_id, tuple(c for c, _ in captions), labels, tuple(m for m, _ in masks), tuple(c for _, c in masks), size)
 
@@ -122,12 +130,31 @@ class GranDf:
         mask_json: str | Path,  # {val,test}_gcg_coco_mask_gt.json
         image_dir: str | Path,  # folder of the pictures, GranDf_HA_images/val_test
     ):
+        self.files = [Path(caption_json), Path(mask_json)]
         self.mask_json, self.image_dir = Path(mask_json), Path(image_dir)
         self.descriptions = read_descriptions(caption_json, mask_json)
         self.skipped = sum(len(d.labels) + len(d.masks) - 2 * len(self._pairs(d)) for d in self.descriptions)
 
     def __len__(self) -> int:
         return len(self.descriptions)
+
+    @property
+    def ids(self) -> list[str]:
+        "The ids of the samples: the pictures'."
+        return [d.image_id for d in self.descriptions]
+
+    @cached_property
+    def notes(self) -> dict[str, int]:
+        "What must be known of the split, counted."
+        known = [(mask, *d.size) for d in self.descriptions if d.size for mask in d.masks]
+        found = {
+            "phrases without a mask": sum(len(d.labels) - d.paired for d in self.descriptions),
+            "masks without a phrase": sum(len(d.masks) - d.paired for d in self.descriptions),
+            "blank phrases": sum(not label.strip() for d in self.descriptions for label in d.labels[: d.paired]),
+            "masks without a visible pixel": sum(unseen(*one) for one in known),
+            "descriptions that look garbled (read in a wrong encoding)": sum(any(map(garbled, (*d.captions, *d.labels))) for d in self.descriptions),
+        }
+        return {note: count for note, count in found.items() if count}
 
     @staticmethod
     def _pairs(described: Described) -> list[int]:

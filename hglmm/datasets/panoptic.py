@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from PIL import Image
 
 from .core import PackedById, read_json
-from .fields import pick
+from .fields import FLAG, TEXT, WHOLE, by_id, checked, pick, pick_kinds
 from .pictures import opened
 from ..errors import DataError
 
@@ -39,37 +39,31 @@ class Panoptic:
     ):
         self.path, self.folder = Path(json_path), Path(png_dir)
         content = read_json(self.path, "images", "annotations", "categories")
-        self.categories = {i: (name, bool(thing)) for i, name, thing in pick(content["categories"], f"{self.path}: categories", "id", "name", "isthing")}
-        images = pick(content["images"], f"{self.path}: images", "id", "file_name")
-        self._pictures = PackedById({_number(i, f"{self.path}: images: id"): name for i, name in images})  # image id -> file name
+        categories = pick_kinds(content["categories"], f"{self.path}: categories", id=WHOLE, name=TEXT, isthing=FLAG)
+        images = pick_kinds(content["images"], f"{self.path}: images", id=WHOLE, file_name=TEXT)
+        self.categories = by_id(categories, f"{self.path}: categories")  # id -> name, is it a thing
+        self._pictures = PackedById({i: name for i, (name,) in by_id(images, f"{self.path}: images").items()})  # image id -> file name
         self._index(content["annotations"])
 
 # %% ../../nbs/11_datasets.panoptic.ipynb #8e7843d2
-def _number(value: int | str, source: str) -> int:
-    "An id as the number that COCO says it is."
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise DataError(f"{source} {value!r:.80}: expected a whole number.") from None
-
-
 def _table(rows: list[tuple], source: str) -> np.ndarray:  # int64 (n, 3)
-    try:
-        return np.array(rows, dtype=np.int64).reshape(-1, 3)
-    except (TypeError, ValueError, OverflowError):
-        raise DataError(f"{source}: expected whole numbers as id, category_id and area, found {rows!r:.200}.") from None
+    "Segments as numbers."
+    values = [v for row in rows for v in row]
+    fields = ("id", "category_id", "area")
+    values = checked(values, WHOLE, lambda i: f"{source}[{i // 3}]: {fields[i % 3]}")
+    return np.array(values, np.int64).reshape(-1, 3)
 
 
 @patch
 def _index(self: Panoptic, annotations: list[dict]) -> None:
     "Lay all segments end to end and remember each picture's part."
     source, end, parts = f"{self.path}: annotations", 0, []
-    rows: dict[int, tuple[str, int, int]] = {}  # image id -> PNG, first segment, one past the last
-    for i, (image_id, file_name, segments) in enumerate(pick(annotations, source, "image_id", "file_name", "segments_info")):
+    rows: list[tuple] = []  # image id, PNG, first segment, one past the last
+    for i, (image_id, file_name, segments) in enumerate(pick_kinds(annotations, source, image_id=WHOLE, file_name=TEXT, segments_info=None)):
         here = f"{source}[{i}].segments_info"
         parts.append(_table(pick(segments, here, "id", "category_id", "area"), here))
-        rows[_number(image_id, f"{source}[{i}]: image_id")] = (file_name, end, end := end + len(parts[-1]))
-    self._rows = PackedById(rows)
+        rows.append((image_id, file_name, end, end := end + len(parts[-1])))
+    self._rows = PackedById(by_id(rows, source))
     self._segments = np.concatenate(parts) if parts else np.zeros((0, 3), np.int64)
 
 
@@ -114,7 +108,9 @@ def segments(
     for i, category, area in self._segments[start:end].tolist():
         if category not in self.categories:
             raise DataError(f"{self.path}: image {image_id}, segment {i}: category {category} is not among the file's categories.")
-        found[i] = Segment(i, *self.categories[category], area)
+        segment = Segment(i, *self.categories[category], area)
+        if found.setdefault(i, segment) != segment:
+            raise DataError(f"{self.path}: image {image_id}: segment {i} is listed twice, as {found[i].category} and as {segment.category}.")
     return found
 
 # %% ../../nbs/11_datasets.panoptic.ipynb #82c0622c

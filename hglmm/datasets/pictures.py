@@ -9,7 +9,6 @@ __all__ = ['TURNS', 'PROGRAMS', 'EXPECTED', 'Picture', 'seen', 'opened', 'open_i
 import contextlib
 import os
 import re
-import stat
 import warnings
 from collections.abc import Iterator
 from io import BytesIO
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from .files import check_file
 from ..errors import DataError, HGLMMError, SettingError
 
 # %% ../../nbs/09_datasets.pictures.ipynb #c805eab2
@@ -168,20 +168,12 @@ def opened(
     path: str | Path,  # a picture
 ) -> Iterator[Image.Image]:  # not decoded yet
     "A picture's file. What goes wrong with it, here or inside the `with`, is a DataError that names it."
-    name = f"{str(path):.300}"
+    check_file(path, "picture", "Check the image folder given to the dataset (data/README.md says what belongs where).")
     try:
-        mode = os.stat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{name}: no such picture. Check the image folder given to the dataset (data/README.md says what belongs where).") from None
-    except (OSError, ValueError) as error:  # a name that no file can have, a folder that may not be looked into
-        raise DataError(f"{name}: no picture can be looked for there ({getattr(error, 'strerror', None) or error}).") from None
-    if not stat.S_ISREG(mode):
-        raise DataError(f"{name}: {'a folder' if stat.S_ISDIR(mode) else 'not a file with a content'}. Expected a picture.")
-    try:
-        with open(path, "rb") as file, _explained(DataError, name, file):
+        with open(path, "rb") as file, _explained(DataError, str(path), file):
             yield _identified(file)
     except OSError as error:  # from opening; the rest was explained
-        raise DataError(f"{name}: cannot be opened ({error.strerror}). Is it yours to read?") from error
+        raise DataError(f"{path}: cannot be opened ({error.strerror}). Is it yours to read?") from error
 
 
 def open_image(

@@ -8,12 +8,15 @@ __all__ = ['Narrative', 'read_narratives', 'PNG']
 # %% ../../nbs/12_datasets.png.ipynb #9631a969
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from fastcore.basics import patch
 
-from .core import Packed, Sample, open_image, read_json
-from .fields import pick
+from .core import Packed, Sample, distinct, open_image, read_json
+from .fields import FLAG, TEXT, WHOLE, checked, pick_kinds
+from .files import garbled
 from .panoptic import Panoptic
 from ..errors import DataError
 
@@ -29,38 +32,42 @@ class Narrative:
     plural: tuple[bool, ...]  # per phrase
 
 
+def _segment_ids(ids: object, source: str) -> tuple[int, ...]:
+    "The ids of an utterance; in the files they are text."
+    if not isinstance(ids, list):
+        raise DataError(f"{source}: segment_ids: {ids!r:.80}: expected a list of whole numbers.")
+    return tuple(checked(ids, WHOLE, lambda i: f"{source}: segment_ids[{i}]"))
+
+
 def _narrative(name: str, image_id: int, texts: list[tuple], source: str) -> Narrative:
     "Number the grounded utterances. An utterance of blanks has no token to ground and stays plain text."
     pieces, segments, plural = [], [], []
-    for utterance, ids, many in texts:
-        if not isinstance(utterance, str) or not isinstance(ids, list):
-            raise DataError(f"{source}: utterance {utterance!r:.80} with segment ids {ids!r:.80}: expected text and a list.")
-        grounded = bool(ids) and bool(utterance.strip())
+    for i, (utterance, ids, many) in enumerate(texts):
+        found = _segment_ids(ids, f"{source}[{i}]")
+        grounded = bool(found) and bool(utterance.strip())
         pieces.append((utterance, len(segments) if grounded else None))
         if grounded:
-            try:
-                segments.append(tuple(int(i) for i in ids))
-            except (TypeError, ValueError):
-                raise DataError(f"{source}: segment ids {ids!r} of {utterance!r}: expected whole numbers.") from None
-            plural.append(bool(many))
+            segments.append(found)
+            plural.append(many)
     return Narrative(name, image_id, tuple(pieces), tuple(segments), tuple(plural))
 
 # %% ../../nbs/12_datasets.png.ipynb #7139b8d6
+def _name(image_id: int, annotator: object) -> str:
+    return f"{image_id}/{annotator}" if type(annotator) in (int, str) else str(image_id)
+
+
 def read_narratives(
     path: str | Path,  # e.g. png_coco_val2017.json
 ) -> list[Narrative]:  # all of them, also those without a phrase
     "The narratives of a file, in its order."
-    narratives, names = [], set()
-    for i, (image_id, annotator, texts) in enumerate(pick(read_json(path), str(path), "image_id", "annotator_id", "segments")):
-        source = f"{path}[{i}]"
-        if not str(image_id).isdecimal():
-            raise DataError(f"{source}: image_id {image_id!r}: expected a whole number, as in the panoptic file.")
-        name = f"{int(image_id)}/{annotator}"
-        if name in names:
-            name = f"{name}/{i}"
-        names.add(name)
-        texts = pick(texts, f"{source}.segments", "utterance", "segment_ids", "plural")
-        narratives.append(_narrative(name, int(image_id), texts, f"{source} (image {image_id})"))
+    records = read_json(path)
+    told = pick_kinds(records, str(path), image_id=WHOLE, segments=None)
+    names = distinct(_name(image_id, record.get("annotator_id")) for (image_id, _), record in zip(told, records, strict=True))
+    narratives = []
+    for i, (name, (image_id, texts)) in enumerate(zip(names, told, strict=True)):
+        source = f"{path}[{i}].segments"
+        texts = pick_kinds(texts, source, utterance=TEXT, segment_ids=None, plural=FLAG)
+        narratives.append(_narrative(name, image_id, texts, source))
     return narratives
 
 # %% ../../nbs/12_datasets.png.ipynb #87e02f1a
@@ -76,13 +83,34 @@ class PNG:
     ):
         self.path, self.image_dir = Path(narratives), Path(image_dir)
         every = read_narratives(self.path)
-        grounded = (narrative for narrative in every if narrative.segments)
+        grounded = [narrative for narrative in every if narrative.segments]
+        self._ids = Packed(n.id for n in grounded)
         self.narratives = Packed(([getattr(n, f.name) for f in dataclasses.fields(n)] for n in grounded), Narrative)
         self.skipped = len(every) - len(self.narratives)  # narratives without a grounded phrase
         self.panoptic = Panoptic(panoptic_json, panoptic_dir)
 
     def __len__(self) -> int:
         return len(self.narratives)
+
+    @property
+    def files(self) -> list[Path]:
+        "The annotation files."
+        return [self.path, self.panoptic.path]
+
+    @property
+    def ids(self) -> list[str]:
+        "The ids of the samples: picture and annotator."
+        return [self._ids[i] for i in range(len(self))]
+
+    @cached_property
+    def notes(self) -> dict[str, int]:
+        "What must be known of the file, counted."
+        told = (self.narratives[i] for i in range(len(self)))
+        found = {
+            "narratives that look garbled (read in a wrong encoding)": sum(any(garbled(text) for text, _ in n.pieces) for n in told),
+            "panoptic segments without a pixel": int(np.count_nonzero(self.panoptic._segments[:, 2] == 0)),
+        }
+        return {note: count for note, count in found.items() if count}
 
 # %% ../../nbs/12_datasets.png.ipynb #8ea93974
 @patch

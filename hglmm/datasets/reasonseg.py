@@ -7,15 +7,18 @@ __all__ = ['EMPTY', 'TARGET', 'IGNORE', 'QUERIES', 'PICTURES', 'SUFFIX', 'draw_p
            'ReasonSeg', 'question_prompt']
 
 # %% ../../nbs/17_datasets.reasonseg.ipynb #9bfb1089
+import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
 from PIL import Image, ImageDraw
 
-from .core import Sample, open_image, read_json
-from .fields import pick
-from .refcoco import FARTHEST
+from .core import Sample, open_image
+from .fields import FLAG, TEXT, checked, pick_kinds
+from .files import decoded, garbled, parsed, read_bytes
+from .masks import are_coordinates
 from ..errors import DataError, unknown
 
 # %% ../../nbs/17_datasets.reasonseg.ipynb #7c8b0301
@@ -41,8 +44,7 @@ def _corners(shape: dict, source: str) -> list[list[float]]:
     kind, points = shape.get("shape_type") or "polygon", shape["points"]
     if kind not in ("polygon", "rectangle", "circle", *EMPTY):
         raise DataError(f"{source}: shape_type {kind!r}: expected a polygon, rectangle or circle.")
-    numbers = isinstance(points, list) and all(isinstance(p, list) and len(p) == 2 for p in points)
-    if not numbers or not all(isinstance(v, (int, float)) and abs(v) < FARTHEST for p in points for v in p):  # nan fails too
+    if not isinstance(points, list) or not all(are_coordinates(p) and len(p) == 2 for p in points):
         raise DataError(f"{source}: points {points!r:.80}: expected a list of pairs of numbers.")
     if kind in ("rectangle", "circle") and len(points) != 2:
         raise DataError(f"{source}: a {kind} of {len(points)} points: expected two.")
@@ -59,19 +61,21 @@ def _corners(shape: dict, source: str) -> list[list[float]]:
 TARGET, IGNORE = 1, 255
 
 
+def _outlines(shapes: list[dict], source: str) -> list[tuple[list, int]]:
+    "What encloses something, as polygons, and what each says of its pixels."
+    labels = [label for label, _ in pick_kinds(shapes, f"{source}: shapes", label=TEXT, points=None)]
+    outlines = [_corners(shape, f"{source}: shapes[{i}]") for i, shape in enumerate(shapes)]
+    values = [IGNORE if "ignore" in label.lower() else TARGET for label in labels]
+    return [(o, value) for o, value, label in zip(outlines, values, labels, strict=True) if o and label.lower() != "flag"]
+
+
 def draw_shapes(
     shapes: list[dict],  # labelme's
     size: tuple[int, int],  # width and height of the picture
     source: str,  # file, for errors
 ) -> np.ndarray:  # uint8 (H, W): 0, TARGET or IGNORE
     "What the shapes say of each pixel."
-    drawn = []
-    for i, (label, _) in enumerate(pick(shapes, f"{source}: shapes", "label", "points")):
-        outline = _corners(shapes[i], f"{source}: shapes[{i}]")
-        if not isinstance(label, str):
-            raise DataError(f"{source}: shapes[{i}]: label {label!r:.80}: expected text.")
-        if outline and label.lower() != "flag":
-            drawn.append((draw_polygon(outline, size), IGNORE if "ignore" in label.lower() else TARGET))
+    drawn = [(draw_polygon(outline, size), value) for outline, value in _outlines(shapes, source)]
     drawn.reverse()  # the sort keeps the order of equals
     result = np.zeros(size[::-1], np.uint8)
     for mask, value in sorted(drawn, key=lambda entry: -np.count_nonzero(entry[0])):
@@ -80,20 +84,25 @@ def draw_shapes(
 
 # %% ../../nbs/17_datasets.reasonseg.ipynb #445fcddd
 QUERIES = ("all", "short", "long")
-PICTURES = (".jpg", ".jpeg", ".png")  # endings of picture files, in small letters
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # endings of picture files, in small letters; the first one counts
 
 
 def read_annotation(
     path: str | Path,  # labelme's JSON file
 ) -> tuple[list[str], bool, list[dict]]:  # questions, whether they are sentences, shapes
     "What is asked about a picture, and the shapes of the answer."
-    content = read_json(path, "text", "is_sentence", "shapes", encodings=("utf-8", "cp1252"))
-    text, long, shapes = content["text"], content["is_sentence"], content["shapes"]
-    if not isinstance(text, list) or not all(isinstance(t, str) for t in text):
+    written, unicode = decoded(read_bytes(path), str(path), fallback="cp1252")
+    content = parsed(written, path, "text", "is_sentence", "shapes")
+    text, shapes = content["text"], content["shapes"]
+    if not isinstance(text, list):
         raise DataError(f"{path}: text {text!r:.80}: expected a list of questions.")
+    text = checked(text, TEXT, lambda i: f"{path}: text[{i}]")
+    (long,) = checked([content["is_sentence"]], FLAG, lambda _: f"{path}: is_sentence")
     if not isinstance(shapes, list):
         raise DataError(f"{path}: shapes {shapes!r:.80}: expected a list.")
-    return text, bool(long), shapes
+    if odd := [t for t in text if not unicode and garbled(t)]:
+        raise DataError(f"{path}: text {odd[0]!r:.80} is neither UTF-8 nor cp1252. Save the file as UTF-8.")
+    return text, long, shapes
 
 # %% ../../nbs/17_datasets.reasonseg.ipynb #b4dc2ee9
 class ReasonSeg:
@@ -103,22 +112,56 @@ class ReasonSeg:
         self,
         folder: str | Path,  # e.g. reason_seg/val: pictures, and a JSON file beside each
         queries: str = "all",  # `short`: phrases only, `long`: sentences only
+        paraphrases: bool = False,  # ask a question in all its wordings
     ):
         if queries not in QUERIES:
             raise unknown("queries", queries, QUERIES)
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise DataError(f"{self.folder}: no such folder. data/README.md says what belongs where and where to get it.")
-        self.pictures = {p.stem: p for p in sorted(self.folder.iterdir()) if p.suffix.lower() in PICTURES}
-        files = sorted(p for p in self.folder.glob("*.json"))
-        if not files:
+        self.folder, self.queries, self.paraphrases = Path(folder), queries, paraphrases
+        if not os.path.isdir(folder):
+            raise DataError(f"{str(folder):.300}: no such folder. data/README.md says what belongs where and where to get it.")
+        there = [p for p in sorted(self.folder.iterdir()) if not p.name.startswith(".")]  # macOS leaves ._a.json beside a.json
+        self.pictures = {p.stem: p for ending in reversed(PICTURES) for p in there if p.suffix.lower() == ending}
+        self.files = [p for p in there if p.suffix.lower() == ".json"]  # the annotation files
+        if not self.files:
             raise DataError(f"{self.folder}: not a single .json file. Expected pictures with a labelme file of the same name beside each.")
-        asked = [(path, i, text, long) for path in files for texts, long, _ in [read_annotation(path)] for i, text in enumerate(texts)]
-        self.questions = [q for q in asked if q[2].strip() and queries in ("all", "long" if q[3] else "short")]  # file, number in it, text, long
-        self.skipped = sum(not q[2].strip() for q in asked) + len(self.pictures.keys() - {path.stem for path in files})
+        self._ask([(path, *read_annotation(path)) for path in self.files])
+
+    def _ask(self, annotations: list[tuple[Path, list[str], bool, list[dict]]]) -> None:
+        "Choose the questions, and count what a reader should know."
+        self.questions: list[tuple[Path, int, str, bool]] = []  # file, number in it, text, long
+        self.unasked, found = 0, Counter()
+        for path, texts, long, shapes in annotations:
+            wordings = [(path, i, text, long) for i, text in enumerate(texts) if text.strip()]
+            found["pictures without a question"] += not wordings
+            found["blank questions"] += len(texts) - len(wordings)
+            if not wordings or self.queries == ("short" if long else "long"):
+                continue
+            asked = wordings if self.paraphrases else wordings[:1]
+            self.questions += asked
+            self.unasked += len(wordings) - len(asked)
+            found["questions that look garbled (read in a wrong encoding)"] += sum(garbled(q[2]) for q in asked)
+            found.update([_nothing_drawn(shapes, str(path))])
+        lonely = self.pictures.keys() - {path.stem for path in self.files}
+        self.skipped = found["blank questions"] + sum(not texts for _, texts, _, _ in annotations) + len(lonely)
+        found["pictures without a json file"] = len(lonely)
+        self.notes = {note: count for note, count in found.items() if note and count}  # what must be known of the folder
 
     def __len__(self) -> int:
         return len(self.questions)
+
+    @property
+    def ids(self) -> list[str]:
+        "The ids of the samples: picture, and which of its texts."
+        return [f"{path.stem}/{number}" for path, number, _, _ in self.questions]
+
+
+def _nothing_drawn(shapes: list[dict], source: str) -> str:
+    "What to note of a picture in which no answer is drawn; empty if one is, or if that cannot be told."
+    try:
+        values = {value for _, value in _outlines(shapes, source)}
+    except DataError:  # is said when the sample is asked for
+        return ""
+    return "" if TARGET in values else "pictures whose shapes are all to be ignored" if values else "pictures without a shape"
 
 # %% ../../nbs/17_datasets.reasonseg.ipynb #c4c077e2
 @patch

@@ -12,15 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .files import garbled, read_bytes
 from ..errors import DataError
 
 # %% ../../nbs/10a_datasets.safe_pickle.ipynb #ec948de0
 class _PlainUnpickler(pickle.Unpickler):
     "Builds lists, tuples, dicts, sets, text, bytes and numbers; refuses everything else."
 
-    def __init__(self, content: bytes, path: Path):
-        # Python 2 text is bytes of unknown encoding; latin1 reads any byte and keeps ASCII as it is
-        super().__init__(io.BytesIO(content), encoding="latin1")
+    def __init__(self, content: bytes, path: Path, errors: str):
+        super().__init__(io.BytesIO(content), encoding="utf-8", errors=errors)  # of Python 2's text
         self.path = path
 
     def find_class(self, module: str, name: str) -> Callable:
@@ -33,16 +33,47 @@ class _PlainUnpickler(pickle.Unpickler):
             "Expected lists, dicts, text and numbers only; fetch the file again from its official place."
         )
 
+# %% ../../nbs/10a_datasets.safe_pickle.ipynb #89f7b074
+def _text(value: str, path: Path) -> str:
+    "Text of bytes that may not be UTF-8; such bytes come as surrogates."
+    if value.isascii() or not any("\udc80" <= c <= "\udcff" for c in value):
+        return value
+    content = value.encode("utf-8", "surrogateescape")
+    text = "".join(bytes([b]).decode("cp1252") if b not in b"\x81\x8d\x8f\x90\x9d" else chr(b) for b in content)
+    if garbled(text):
+        raise DataError(f"{path}: a text is neither UTF-8 nor cp1252: {content!r:.80}. Write the pickle again with its text as unicode.")
+    return text
+
+
+def _all_text(value: Any, path: Path, done: set[int]) -> Any:
+    "Plain data with every text in it read."
+    if isinstance(value, str):
+        return _text(value, path)
+    if isinstance(value, (list, dict)):
+        if id(value) in done:  # a pickle may hold a list in itself
+            return value
+        done.add(id(value))
+    if isinstance(value, list):
+        value[:] = [_all_text(one, path, done) for one in value]
+    if isinstance(value, dict):
+        items = [(_all_text(k, path, done), _all_text(one, path, done)) for k, one in value.items()]
+        value.clear()
+        value.update(items)
+    if isinstance(value, (tuple, set, frozenset)):
+        return type(value)(_all_text(one, path, done) for one in value)
+    return value
+
 # %% ../../nbs/10a_datasets.safe_pickle.ipynb #affb3e9b
 def load(
     path: str | Path,  # a pickle of any protocol, written by Python 2 or 3
 ) -> Any:  # plain data
     "The plain data in a pickle; a pickle that holds anything else is refused, and nothing of it is ever run."
-    path = Path(path)
-    if not path.exists():
-        raise DataError(f"{path}: no such file. data/README.md says what belongs where and where to get it.")
+    path, content = Path(path), read_bytes(path)
     try:
-        return _PlainUnpickler(path.read_bytes(), path).load()
+        try:
+            return _PlainUnpickler(content, path, "strict").load()
+        except UnicodeDecodeError:
+            return _all_text(_PlainUnpickler(content, path, "surrogateescape").load(), path, set())
     except DataError:
         raise
     except Exception as error:  # a broken pickle fails in more ways than the pickle module documents
