@@ -232,7 +232,7 @@ def test_pictures_without_a_shape(world: Path) -> None:
     file = sorted((world / QUESTIONS).glob("*.json"))[0]
     file.write_text(json.dumps({**json.loads(file.read_text()), "shapes": []}))
     state, note = state_of(examine(world, ["reasonseg"], samples=0), "reasonseg val")
-    assert state == "odd" and "1 pictures without a shape" in note
+    assert state == "odd" and "1 picture without a shape" in note and "visible pixel" not in note
 
 
 def test_objects_without_a_visible_pixel(world: Path) -> None:
@@ -240,7 +240,7 @@ def test_objects_without_a_visible_pixel(world: Path) -> None:
     content["annotations"][-1]["segmentation"] = [[-50, -50, -40, -50, -40, -40]]
     (world / INSTANCES).write_text(json.dumps(content))
     state, note = state_of(examine(world, ["res"], samples=None), "refcoco")
-    assert state == "odd" and "1 objects without a visible pixel" in note
+    assert state == "odd" and "1 object without a visible pixel" in note
 
 
 def test_refs_that_are_not_used(world: Path) -> None:

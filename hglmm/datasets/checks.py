@@ -7,8 +7,9 @@ __all__ = ['INVISIBLE', 'Checked', 'Look', 'at', 'check_refcoco', 'check_png', '
 
 # %% ../../nbs/17b_datasets.checks.ipynb #db270869
 import contextlib
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,23 +77,31 @@ def _working(items: Iterable, look: Look, what: str) -> Iterable:
     return launch.progress(items, description=what) if look.samples is None else items
 
 # %% ../../nbs/17b_datasets.checks.ipynb #e305e472
-def _open_some(look: Look, dataset: Any, what: str, invisible: Counter) -> Iterator[Any]:
-    "Samples of a dataset: their pictures are read to the last byte and their masks drawn; those without a pixel are counted."
+INVISIBLE = "objects without a visible pixel"
+
+
+def _open_some(look: Look, dataset: Any, what: str, seen: Counter) -> Iterator[Any]:
+    "Samples of a dataset: their pictures are read to the last byte and their masks drawn; masks without a pixel are counted."
     ids = getattr(dataset, "ids", None)
     for i in _working(look.chosen(len(dataset)), look, what):
         with at(f"{what}, sample {i}{f' ({ids[i]})' if ids is not None else ''}"):
             sample = dataset[i]
-            empty = sum(not mask.any() for mask in sample.masks)
-        invisible[INVISIBLE] += empty
+            seen[INVISIBLE] += sum(not mask.any() for mask in sample.masks)
         yield sample
 
 
-INVISIBLE = "objects without a visible pixel"
-
-
-def _said(notes: dict[str, int]) -> list[str]:
+def _said(counts: Mapping[str, int]) -> list[str]:
     "Remarks on what was counted."
-    return [f"{count:,} {what}" for what, count in notes.items() if count]
+    one = {what: re.sub(r"^([a-z]+)s ", r"\1 ", what) for what in counts}  # of many things, one
+    return [f"{count:,} {one[what] if count == 1 else what}" for what, count in counts.items() if count]
+
+
+def _remarks(dataset: Any, what: str, seen: Counter) -> list[str]:
+    "What the dataset says of itself, and what its samples showed beside that."
+    with at(what):
+        notes = dict(getattr(dataset, "notes", {}))
+    shown = {} if any("without a visible pixel" in note or "without a shape" in note for note in notes) else seen
+    return _said({**notes, **shown})
 
 # %% ../../nbs/17b_datasets.checks.ipynb #1033f36b
 Checked = tuple[str, list[str]]  # how many of what was found; remarks
@@ -115,7 +124,7 @@ def check_refcoco(look: Look, dataset: str, paths: dict[str, Path]) -> Checked:
             pass
         counts.append(f"{split} {len(files.splits[split]):,}{f' ({opened.skipped:,} not used)' if opened.skipped else ''}")
         remarks += look.differs(f"{dataset} {split}", len(files.splits[split]))
-        remarks += [f"{split}: {remark}" for remark in _said({**seen, **getattr(opened, "notes", {})})]
+        remarks += [f"{split}: {remark}" for remark in _remarks(opened, str(files.instances), seen)]
     return f"refs: {', '.join(counts)}", remarks
 
 
@@ -144,7 +153,7 @@ def check_png(look: Look, split: str, paths: dict[str, Path]) -> Checked:
         with at(f"{opened.panoptic.path}, image {sample.info['image_id']}"):
             _check_segments(opened.panoptic, sample.info["image_id"])
     every = len(opened) + opened.skipped
-    return f"{every:,} narratives, {opened.skipped:,} of them without a phrase", look.differs(f"png {split}", every) + _said({**seen, **getattr(opened, "notes", {})})
+    return f"{every:,} narratives, {opened.skipped:,} of them without a phrase", look.differs(f"png {split}", every) + _remarks(opened, str(opened.path), seen)
 
 
 def _check_narratives(look: Look, split: str, opened: PNG) -> tuple[set[str], set[str]]:
@@ -152,10 +161,13 @@ def _check_narratives(look: Look, split: str, opened: PNG) -> tuple[set[str], se
     panoptic, pictures, pngs = opened.panoptic, set(), set()
     for i in _working(range(len(opened)), look, f"png {split}, narratives"):
         narrative = opened.narratives[i]
-        known = panoptic.segments(narrative.image_id)
+        try:
+            known = panoptic.segments(narrative.image_id)
+            pictures.add(panoptic.file_name(narrative.image_id))
+        except DataError as error:
+            raise DataError(f"{opened.path}: narrative {narrative.id}: {error}") from error
         if absent := [s for group in narrative.segments for s in group if s not in known]:
             raise DataError(f"{opened.path}: narrative {narrative.id}: segment {absent[0]} is not in {panoptic.path}. Do the two belong together?")
-        pictures.add(panoptic.file_name(narrative.image_id))
         pngs.add(panoptic.png(narrative.image_id).name)
     return pictures, pngs
 
@@ -182,8 +194,9 @@ def check_gcg(look: Look, split: str, paths: dict[str, Path]) -> Checked:
     seen: Counter = Counter()
     for _ in _open_some(look, opened, f"gcg {split}", seen):
         pass
-    remarks = look.differs(f"gcg {split}", len(opened)) + _said({**seen, **getattr(opened, "notes", {})})
-    return f"{len(opened):,} descriptions", remarks + ([f"{opened.skipped} phrases or masks without a partner"] if opened.skipped else [])
+    remarks = look.differs(f"gcg {split}", len(opened)) + _remarks(opened, str(opened.mask_json), seen)
+    unpaired = [f"{opened.skipped:,} phrases or masks without a partner"] if opened.skipped and not remarks else []
+    return f"{len(opened):,} descriptions", remarks + unpaired
 
 # %% ../../nbs/17b_datasets.checks.ipynb #b0206db8
 def check_reasonseg(look: Look, split: str, paths: dict[str, Path]) -> Checked:
@@ -207,5 +220,7 @@ def check_reasonseg(look: Look, split: str, paths: dict[str, Path]) -> Checked:
     for _ in _open_some(look, opened, f"reasonseg {split}", seen):
         pass
     pictures = len(opened.pictures) - counted["pictures without a question"]
-    remarks = look.differs(f"reasonseg {split}", pictures) + _said({**counted, **seen, **getattr(opened, "notes", {})})
+    said = {what for what in getattr(opened, "notes", {})}
+    remarks = look.differs(f"reasonseg {split}", pictures) + _said({what: count for what, count in counted.items() if what not in said})
+    remarks += _remarks(opened, str(opened.folder), Counter() if counted["pictures without a shape"] else seen)
     return f"{pictures:,} pictures with a question, {asked:,} questions with paraphrases", remarks
