@@ -16,6 +16,7 @@ from os.path import commonprefix
 from typing import Any
 
 from .errors import DataError, SettingError
+from .user_text import text_ids
 
 NO_PHRASE = -1
 
@@ -34,12 +35,13 @@ def tokenize_pieces(
     prompt: str,  # the whole turn before the caption, special tokens not yet added
     pieces: list[tuple[str, int | None]],  # as in a `Sample`
     phrases: int,  # how many phrases there must be
+    special: tuple[str, ...] = (),  # special tokens that the tokenizer may not call so
 ) -> Tokens:
     "Prompt ids with special tokens, then every piece's ids without (METHOD section 1)."
     input_ids = list(tokenizer(prompt)["input_ids"])
     phrase_ids = [NO_PHRASE] * len(input_ids)
     for text, phrase in pieces:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = text_ids(tokenizer, text, special)
         input_ids += ids
         phrase_ids += [NO_PHRASE if phrase is None else phrase] * len(ids)
     missing = sorted(set(range(phrases)) - set(phrase_ids))

@@ -1,8 +1,11 @@
 """Answers of an LMM: which tokens their characters come from, and what grounding them reads and costs."""
 
 import copy
+import dataclasses
+import inspect
 import pickle
 import random
+import re
 
 import numpy as np
 import pytest
@@ -13,7 +16,8 @@ from transformers import LlamaTokenizer, LlamaTokenizerFast
 from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
 from hglmm import phrases, recipes
-from hglmm.errors import DataError
+from hglmm.datasets.core import Sample
+from hglmm.errors import DataError, SettingError
 from hglmm.lmm import deepseek_vision, deepseek_vl
 from hglmm.lmm.frozen import Answer, FrozenLMM
 
@@ -291,3 +295,78 @@ def test_an_answer_ends_where_the_context_does(lmm, image):
     lmm.causal_lm.config.max_position_embeddings = prompt
     with pytest.raises(DataError, match="Split the text"):
         lmm.answer(image, QUESTION)
+
+
+def test_a_cut_answer_says_so(image):
+    "Whether it came to its end, at every length; what it says up to there is the same."
+    lmm = FrozenLMM.load("toy_llava", device="cpu")
+    assert inspect.signature(lmm.answer).parameters["max_new_tokens"].default == 1024
+    whole = lmm.answer(image, QUESTION)
+    assert not whole.cut and 0 < len(whole.tokens) < 400 and pickle.loads(pickle.dumps(whole)) == whole
+    for most, cut in ((len(whole.tokens) + 1, False), (len(whole.tokens), True), (1, True)):  # the end is a token too
+        answer = lmm.answer(image, QUESTION, max_new_tokens=most)
+        assert answer.cut is cut and answer.tokens == whole.tokens[:most] and pickle.loads(pickle.dumps(answer)).cut is cut
+    prompt = len(whole.context.prompt.embeddings)
+    for room, cut in ((len(whole.tokens) + 1, False), (len(whole.tokens), True)):  # in the LMM's context
+        lmm.causal_lm.config.max_position_embeddings = prompt + room
+        assert lmm.answer(image, QUESTION).cut is cut
+
+
+@pytest.mark.parametrize("most", [0, -1, 2.5, "12", None, True])
+def test_a_number_of_new_tokens_that_is_none(image, most):
+    with pytest.raises(SettingError, match="max_new_tokens .*at least 1"):
+        FrozenLMM.load("toy_llava", device="cpu").answer(image, QUESTION, max_new_tokens=most)
+
+
+def said(lmm: FrozenLMM, image: Image.Image, text: str) -> Answer:
+    "The LMM is made to say something."
+    answer = lmm.answer(image, QUESTION, max_new_tokens=1, keep=False)
+    answer.tokens = ids_of(lmm.tokenizer, text)
+    answer.text, answer.offsets = phrases.offsets_of(lmm.tokenizer, answer.tokens)
+    return answer
+
+
+def test_a_phrase_is_where_it_is_said_and_not_what_it_says(image):
+    lmm = FrozenLMM.load("toy_llava", device="cpu")
+    answer = said(lmm, image, "a red mug and a red mug and a red mug")
+    places = [m.span() for m in re.finditer("red mug", answer.text)]
+    assert len(places) == 3
+    chosen = [places[2], places[0], places[0], (0, len(answer.text)), places[1]]  # any order, twice, within another
+    together = lmm.encode_answer(answer, chosen)
+    for k, span in enumerate(chosen):
+        alone = lmm.encode_answer(answer, [span])
+        assert torch.allclose(together.attention[k], alone.attention[0], atol=1e-6) and torch.allclose(together.text[k], alone.text[0], atol=1e-5)
+    assert torch.equal(together.attention[1], together.attention[2])
+    for a, b in ((0, 1), (1, 4), (0, 4)):
+        assert not torch.allclose(together.attention[a], together.attention[b], atol=1e-4)
+    numpy_spans = lmm.encode_answer(answer, np.array(chosen))
+    assert torch.equal(numpy_spans.attention, together.attention)
+
+
+@pytest.mark.parametrize("span", ["ab", (0.0, 1.0), (0, 1, 2), (0,), 3, None, ("0", "1"), (None, 2), [[0, 1]]], ids=str)
+def test_what_is_no_span(image, span):
+    lmm = FrozenLMM.load("toy_llava", device="cpu")
+    answer = said(lmm, image, "a red mug")
+    with pytest.raises(DataError, match="expected .first, one past the last. character"):
+        lmm.encode_answer(answer, [(0, 1), span])
+
+
+def test_any_picture_will_do(image, tmp_path):
+    "Turned, transparent, grey, an array, a file: what a person would see is what the LMM sees."
+    lmm = FrozenLMM.load("toy_llava", device="cpu")
+    expected = lmm.answer(image, QUESTION, max_new_tokens=8)
+    image.save(tmp_path / "picture.png")
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    exif = turned.getexif()
+    exif[0x0112] = 6  # to be turned by 90 degrees to the right
+    turned.save(tmp_path / "turned.png", exif=exif)
+    for other in (np.asarray(image), tmp_path / "picture.png", str(tmp_path / "picture.png"), image.convert("RGBA"), Image.open(tmp_path / "turned.png")):
+        answer = lmm.answer(other, QUESTION, max_new_tokens=8)
+        assert answer == dataclasses.replace(expected, image=answer.image) and answer.image.mode == "RGB" and answer.image.size == image.size
+        pixels, box = lmm.prepare(other)
+        assert torch.equal(pixels, expected.context.pixels.cpu()) and box == expected.context.letterbox
+    sample = Sample(Image.open(tmp_path / "turned.png"), [("a mug", 0)], np.ones((1, 60, 90), bool))
+    features = lmm.encode([sample])[0]
+    assert torch.equal(features.pixels, pixels) and features.image.size == (90, 60)
+    with pytest.raises((DataError, SettingError), match="image|nowhere"):
+        lmm.answer(3, QUESTION)

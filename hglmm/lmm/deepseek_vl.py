@@ -25,9 +25,10 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from ..errors import CheckpointError, HGLMMError
 from ..geometry import Letterbox
 from . import weights
+from .checks import check_kind, check_shape, check_vocabulary
 from .config import old_text
 from .deepseek_vision import HybridTower, build_projector, build_tower, project_levels
-from .frozen import FrozenLMM, check_kind, check_shape, check_vocabulary
+from .frozen import FrozenLMM, upright
 from .hub import read_json
 from .tokenizer import load_tokenizer
 from ..recipes import Recipe
@@ -190,7 +191,7 @@ class DeepSeekVL(FrozenLMM, family="deepseek_vl"):
         return self.model.language_model
 
     def prepare(self, image: Image.Image) -> tuple[Tensor, Letterbox]:
-        return self.processor(image)
+        return self.processor(upright(image))
 
     def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         own, levels = self.model.tower(pixels, self.recipe.vision_layers)

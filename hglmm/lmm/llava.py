@@ -23,8 +23,9 @@ from hglmm.lmm import (
     toy,  # noqa: F401  (makes the toy tower known to transformers)
     weights,
 )
+from .checks import check_kind, check_shape, check_vocabulary
 from .config import picture_settings, read_config
-from .frozen import FrozenLMM, check_kind, check_shape, check_vocabulary
+from .frozen import FrozenLMM, upright
 from .tokenizer import load_tokenizer
 from ..recipes import Recipe
 
@@ -146,6 +147,7 @@ class LLaVA(FrozenLMM, family="llava"):
         return self.model.language_model
 
     def prepare(self, image: Image.Image) -> tuple[Tensor, Letterbox]:
+        image = upright(image)
         box = Letterbox.fit(*image.size, self.recipe.image_size)
         square = box.apply(image, tuple(self.mean))
         pixels = (np.asarray(square, np.float32) * np.float32(self.scale) - self.mean) / self.std
