@@ -103,7 +103,8 @@ def test_titles_name_the_data(world, program):
     assert list(program("eval_res", "job", data=str(real), datasets=["refcoco"], protocols=["hg"])["benchmarks"]) == ["refcoco val (hg)"]
     assert program("eval_png", "title", data=str(real))["title"] == "PNG val"
     assert program("eval_png", "title")["title"] == "toycoco PNG val"
-    assert list(program("eval_reasonseg", "job", splits=["test"], queries="long")["benchmarks"]) == ["toycoco ReasonSeg test (long queries)"]
+    for asked, words in (({"queries": "long"}, " (long queries)"), ({"paraphrases": True}, " (all paraphrases)"), ({}, "")):
+        assert list(program("eval_reasonseg", "job", splits=["test"], **asked)["benchmarks"]) == [f"toycoco ReasonSeg test{words}"]
 
 
 def test_precision_and_revision_reach_the_job_and_the_records(program, tmp_path):
@@ -116,6 +117,42 @@ def test_precision_and_revision_reach_the_job_and_the_records(program, tmp_path)
     assert run["job"]["autocast"] == "bfloat16" and run["job"]["benchmarks"][0]["limit"] == 2 and {"torch", "transformers", "python"} <= run["versions"].keys()
     with pytest.raises(SettingError, match="dtype: recorded \"bfloat16\", now \"float32\"; autocast: recorded \"bfloat16\", now \"off\""):
         program("eval_png", limit=2)
+
+
+def edited(path: Path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_one_wording_of_a_question_is_asked_unless_all_are_asked_for(world, program, tmp_path):
+    for path in (world / "reason_seg").rglob("test/*.json"):
+        edited(path, lambda content: content["text"].extend(["and again?", "once more?"]))
+    pictures = len(list((world / "reason_seg").rglob("test/*.json")))
+    tables = {all_: program("eval_reasonseg", data=str(world), splits=["test"], paraphrases=all_)["tables"] for all_ in (False, True)}
+    first, every = (next(iter(tables[all_].values())) for all_ in (False, True))
+    assert len(first["question"]) == pictures and "and again?" not in first["question"] and len(every["question"]) >= 3 * pictures
+    assert len(np.unique(every["picture"])) == pictures
+    kept = scores_of(tmp_path)  # both stand there, under their own titles
+    assert kept["pictures"]["toycoco ReasonSeg test"] == kept["pictures"]["toycoco ReasonSeg test (all paraphrases)"] == pictures
+    assert kept["samples"]["toycoco ReasonSeg test"] == pictures and kept["samples"]["toycoco ReasonSeg test (all paraphrases)"] == len(every["question"])
+    assert {p.name for p in (tmp_path / "runs/run").iterdir() if p.is_dir()} == {"test", "test-all-paraphrases"}
+
+
+def test_what_is_odd_about_the_data_is_said_and_noted(world, program, tmp_path, capsys):
+    (path, *_) = sorted((world / "reason_seg").rglob("val/*.json"))
+    edited(path, lambda content: content.update(shapes=[]))
+    program("eval_reasonseg", data=str(world), splits=["val"])
+    assert "pictures without a shape: 1" in capsys.readouterr().out
+    assert scores_of(tmp_path)["notes"]["toycoco ReasonSeg val"]["pictures without a shape"] == 1
+    objects = layout.open_refcoco(world, "refcoco", "val")
+    edited(world / "coco/refcoco/instances.json", lambda content: [
+        a.update(segmentation=[[500, 500, 510, 500, 510, 510]]) for a in content["annotations"] if a["image_id"] == int(objects[0].info["image_id"])
+    ])  # fmt: skip
+    program("eval_res", data=str(world), name="res", datasets=["refcoco"], protocols=["hg"])
+    notes = scores_of(tmp_path, "res")["notes"]["toycoco refcoco val (hg)"]
+    assert len(notes) == 2 and set(notes.values()) == {len(objects[0].phrases)}  # what the files say, and what was measured
+    assert all(f"{what}: {count}" in capsys.readouterr().out for what, count in list(notes.items())[:1])
 
 
 @pytest.mark.parametrize("notebook, parameters", [("eval_png", {}), ("eval_reasonseg", {}), ("eval_gcg", {"metrics": ["mIoU"]})])
@@ -314,7 +351,6 @@ def test_another_sam_is_noticed(job, tmp_path):
         go_on(job)
 
 
-@pytest.mark.skipif(not hasattr(layout.PNG, "ids"), reason="datasets do not know their files yet")
 def test_other_data_at_the_same_place_is_noticed(job, world):
     go_on(job)
     path = world / "coco/annotations/png_coco_val2017.json"
@@ -324,7 +360,6 @@ def test_other_data_at_the_same_place_is_noticed(job, world):
         go_on(job)
 
 
-@pytest.mark.skipif(not hasattr(layout.PNG, "ids"), reason="datasets do not know their files yet")
 def test_samples_are_held_against_the_dataset_one_by_one(job, tmp_path):
     go_on(job)
     (benchmark,) = job.benchmarks
@@ -393,6 +428,7 @@ def test_a_record_says_which_picture_it_is_of(task, options, tiny):
 def test_each_benchmark_is_opened_once_a_run(notebook, parameters, benchmarks, files, program, monkeypatch):
     "And the annotations of all COCO, which the splits and protocols of a dataset share, are read once a dataset."
     opened, read, real, reader = [], [], layout.open_task, layout.read_files
+    monkeypatch.setattr(layout, "_kept", {})  # what other tests have read
     monkeypatch.setattr(layout, "open_task", lambda task, root, **options: (opened.append((task, str(options))), real(task, root, **options))[1])
     monkeypatch.setattr(layout, "read_files", lambda *paths: (read.append(paths), reader(*paths))[1])
     program(notebook, limit=1, **parameters)

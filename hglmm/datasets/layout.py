@@ -103,7 +103,7 @@ def open_refcoco(
     root: str | Path,
     dataset: str = "refcoco",  # `refcoco`, `refcoco+` or `refcocog`
     split: str = "val",
-    protocol: str = "hg",  # `hg` or `standard`
+    protocol: str = "hg",  # `hg`, `standard` or `split`
     **paths: str | Path,  # instead of the usual: instances, refs, image_dir
 ) -> RefCOCO:
     "Referring expressions."
@@ -124,10 +124,11 @@ def open_reasonseg(
     root: str | Path,
     split: str = "val",  # `train`, `val` or `test`
     queries: str = "all",  # `all`, `short` or `long`
+    paraphrases: bool = False,  # ask a question in all its wordings
     **paths: str | Path,  # instead of the usual: folder
 ) -> ReasonSeg:
     "Reasoning segmentation."
-    return ReasonSeg(**_with(reasonseg_paths(root, split), paths), queries=queries)
+    return ReasonSeg(**_with(reasonseg_paths(root, split), paths), queries=queries, paraphrases=paraphrases)
 
 
 def open_task(
