@@ -17,7 +17,7 @@ from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
 from hglmm import phrases, recipes
 from hglmm.datasets.core import Sample
-from hglmm.errors import DataError, SettingError
+from hglmm.errors import CheckpointError, DataError, SettingError
 from hglmm.lmm import deepseek_vision, deepseek_vl
 from hglmm.lmm.frozen import Answer, FrozenLMM
 
@@ -318,6 +318,13 @@ def test_a_number_of_new_tokens_that_is_none(image, most):
         FrozenLMM.load("toy_llava", device="cpu").answer(image, QUESTION, max_new_tokens=most)
 
 
+def test_a_tokenizer_without_an_end(image):
+    lmm = FrozenLMM.load("toy_llava", device="cpu")
+    lmm.tokenizer.eos_token = None
+    with pytest.raises(CheckpointError, match="names no end token"):
+        lmm.answer(image, QUESTION)
+
+
 def said(lmm: FrozenLMM, image: Image.Image, text: str) -> Answer:
     "The LMM is made to say something."
     answer = lmm.answer(image, QUESTION, max_new_tokens=1, keep=False)
@@ -360,7 +367,7 @@ def test_any_picture_will_do(image, tmp_path):
     exif = turned.getexif()
     exif[0x0112] = 6  # to be turned by 90 degrees to the right
     turned.save(tmp_path / "turned.png", exif=exif)
-    for other in (np.asarray(image), tmp_path / "picture.png", str(tmp_path / "picture.png"), image.convert("RGBA"), Image.open(tmp_path / "turned.png")):
+    for other in (np.asarray(image), tmp_path / "picture.png", str(tmp_path / "picture.png"), image.convert("RGBA"), Image.open(tmp_path / "turned.png"), Image.open(tmp_path / "turned.png").copy()):
         answer = lmm.answer(other, QUESTION, max_new_tokens=8)
         assert answer == dataclasses.replace(expected, image=answer.image) and answer.image.mode == "RGB" and answer.image.size == image.size
         pixels, box = lmm.prepare(other)

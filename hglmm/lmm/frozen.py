@@ -382,6 +382,8 @@ def answer(
         raise SettingError(f"max_new_tokens {max_new_tokens!r}: expected a whole number of at least 1.")
     prompt_ids, image = self.ask_ids(question), upright(image)
     context, end = _context(self, prompt_ids, image), self.tokenizer.eos_token_id
+    if end is None:
+        raise CheckpointError("the tokenizer names no end token (eos_token in tokenizer_config.json): an answer would never end. Fetch tokenizer_config.json again.")
     length = len(context.prompt.embeddings)
     self.check_length(length + 1)
     none, visible = (torch.ones(1, n, dtype=torch.long, device=self.device) for n in (0, length))
