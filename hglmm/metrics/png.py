@@ -9,6 +9,7 @@ __all__ = ['ratios', 'scores']
 import numpy as np
 
 from ..errors import DataError
+from .res import numbers
 
 # %% ../../nbs/43_metrics.png.ipynb #90790f00
 def ratios(
@@ -17,7 +18,7 @@ def ratios(
     plural: np.ndarray,  # bool (n,)
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # per score, numerators and denominators, float64 (n,)
     "What each score sums up, phrase by phrase."
-    iou, isthing, plural = np.asarray(iou, np.float64), np.asarray(isthing, bool), np.asarray(plural, bool)
+    iou, isthing, plural = numbers(iou, "iou"), numbers(isthing, "isthing", bool), numbers(plural, "plural", bool)
     if iou.ndim != 1 or not iou.shape == isthing.shape == plural.shape or not ((iou >= 0) & (iou <= 1)).all():
         raise DataError(f"iou {iou.shape}, isthing {isthing.shape}, plural {plural.shape}: expected three of (n,), iou within 0..1.")
     things, everything = isthing | plural, np.ones_like(plural)

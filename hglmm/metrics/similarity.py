@@ -38,6 +38,7 @@ class Encoder:
 
     @torch.inference_mode()
     def _encode(self, texts: list[str]) -> np.ndarray:  # float32 (n, d), unit length
+        texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]  # half of a surrogate pair, which JSON may hold, is no text
         inputs = self.tokenizer(texts, padding=True, truncation=True, max_length=512, return_tensors="pt").to(self.model.device)
         hidden = self.model(**inputs).last_hidden_state
         mask = inputs["attention_mask"][..., None].to(hidden.dtype)
