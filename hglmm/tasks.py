@@ -161,7 +161,7 @@ def measure_descriptions(job: Job, samples: list[Sample], keep: Keep | None = No
         if keep:
             keep(sample.id, likely, [s.text for s in spans])
         said = gcg.to_prediction(sample.info["image_id"], answer.text.strip(), [s.text for s in spans], likely > job.threshold)
-        common = {"picture": str(said["image_id"]), "caption": said["caption"], "cut": bool(getattr(answer, "cut", False))}
+        common = {"picture": str(said["image_id"]), "caption": said["caption"], "cut": answer.cut}
         phrases = [{"text": text, "mask": json.dumps(mask)} for text, mask in zip(said["phrases"], said["pred_masks"], strict=True)]
         found.append([{**common, **one} for one in phrases or [{"text": "", "mask": ""}]])
     return found
