@@ -342,6 +342,17 @@ def test_scores_of_fewer_pictures_than_are_measured_are_refused(tmp_path):
         compared(tmp_path, "run")
 
 
+def test_a_lower_limit_after_a_higher_one(tmp_path):
+    "The records of the higher limit stay; the scores are of the first three pictures, and are compared with those of a run that has no more."
+    write_gcg(tmp_path / "lowered", pictures=6)
+    noted.note(tmp_path / "lowered", "GCG val", {"METEOR": 15.0}, pictures=3, limit=3, encoder="", parser="en_core_web_sm 3.8.0")
+    write_gcg(tmp_path / "small", pictures=3)
+    for runs in (("lowered", "small"), ("small", "lowered")):
+        line = compared(tmp_path, *runs).lines[0]
+        assert (line.score, line.pictures, line.values["lowered"]) == ("METEOR", 3, 15.0)
+    assert any("3 of 6 samples are measured" in note for note in compared(tmp_path, "lowered").notes)
+
+
 @pytest.mark.parametrize(
     "changed, beside",
     [
