@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from .files import shown
 from ..errors import DataError
 
 # %% ../../nbs/10b_datasets.fields.ipynb #3794fbd7
@@ -116,7 +117,7 @@ def checked(
         try:
             read.append(kind.read(value))
         except (ValueError, TypeError, OverflowError):
-            raise DataError(f"{source(i)}: {value!r:.80}: expected {kind.name}.") from None
+            raise DataError(f"{source(i)}: {shown(value)}: expected {kind.name}.") from None
     return read
 
 
@@ -145,5 +146,5 @@ def by_id(
     if len(found) < len(rows):
         for row in rows:
             if found[row[0]] != row[1:]:
-                raise DataError(f"{source}: id {row[0]!r} stands for two records that differ, {row[1:]!r:.80} and {found[row[0]]!r:.80}.")
+                raise DataError(f"{source}: id {shown(row[0])} stands for two records that differ, {shown(row[1:])} and {shown(found[row[0]])}.")
     return found

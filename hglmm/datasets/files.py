@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['ADVICE', 'ACCENTED', 'SIGNS', 'GLUE', 'FOREIGN', 'check_file', 'read_bytes', 'garbled', 'decoded', 'parsed',
-           'read_json']
+           'read_json', 'shown']
 
 # %% ../../nbs/08_datasets.files.ipynb #94eac46f
 import contextlib
 import json
 import os
 import re
+import reprlib
 import stat
 from pathlib import Path
 from typing import Any
@@ -121,3 +122,17 @@ def read_json(
 ) -> Any:
     "Parse a JSON file, or say which file is missing, broken or of another kind."
     return parsed(decoded(read_bytes(path), str(path))[0], path, *fields)
+
+# %% ../../nbs/08_datasets.files.ipynb #7955ecae
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict, _SHORT.maxstring, _SHORT.maxother = 4, 8, 8, 4, 80, 80
+
+
+def shown(
+    value: Any,
+) -> str:  # 80 characters at most
+    "A value of any size and depth, for an error."
+    try:
+        return f"{_SHORT.repr(value):.80}"
+    except ValueError:  # a number of more digits than Python writes
+        return f"a {type(value).__name__}"

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from .core import Sample, open_image, read_json
+from .core import Sample, open_annotated, read_json
 from .fields import FLAG, NAME, PIXELS, TEXT, checked, pick_kinds
-from .files import garbled
+from .files import garbled, shown
 from .masks import decode, unseen
 from ..errors import DataError
 
@@ -51,7 +51,7 @@ def _grouped(records: list[tuple], source: str, known: set[str]) -> dict[str, li
 # %% ../../nbs/16_datasets.grandf.ipynb #d295072c
 def _labels(labels: object, source: str) -> tuple[str, ...]:
     if not isinstance(labels, list):
-        raise DataError(f"{source}: labels {labels!r:.80}: expected a list of texts, the phrases of the caption.")
+        raise DataError(f"{source}: labels {shown(labels)}: expected a list of texts, the phrases of the caption.")
     return tuple(checked(labels, TEXT, lambda i: f"{source}: labels[{i}]"))
 
 
@@ -62,7 +62,7 @@ def _sizes(images: list[dict], source: str) -> dict[str, tuple[int, int] | None]
         given = "height" in images[i] and "width" in images[i]
         size = tuple(checked([images[i]["height"], images[i]["width"]], PIXELS, lambda k, i=i: f"{source}[{i}]: {('height', 'width')[k]}")) if given else None
         if sizes.setdefault(image_id, size) != size:
-            raise DataError(f"{source}: image {image_id!r} is listed twice, with other sizes.")
+            raise DataError(f"{source}: image {image_id!r:.80} is listed twice, with other sizes.")
     return sizes
 
 
@@ -76,7 +76,7 @@ def read_descriptions(
     sizes = _sizes(drawn["images"], f"{mask_json}: images")
     if len(set(ids)) < len(ids) or not set(ids) <= sizes.keys():
         odd = next(i for i in ids if ids.count(i) > 1 or i not in sizes)
-        raise DataError(f"{caption_json}: image {odd!r} is listed twice, or not in {mask_json}. Do the two files belong together?")
+        raise DataError(f"{caption_json}: image {odd!r:.80} is listed twice, or not in {mask_json}. Do the two files belong together?")
     captions = pick_kinds(said["annotations"], f"{caption_json}: annotations", image_id=NAME, caption=TEXT, labels=None)
     captions = _grouped(captions, str(caption_json), set(ids))
     masks = pick_kinds(drawn["annotations"], f"{mask_json}: annotations", image_id=NAME, segmentation=None)
@@ -88,8 +88,8 @@ def read_descriptions(
 
 def _described(image_id: str, captions: list[tuple], masks: list[tuple], size: tuple[int, int] | None, source: str) -> Described:
     if not captions:
-        raise DataError(f"{source}: image {image_id!r}: expected an annotation with its caption, found none.")
-    labels = _labels(captions[0][1], f"{source}: image {image_id!r}")
+        raise DataError(f"{source}: image {image_id!r:.80}: expected an annotation with its caption, found none.")
+    labels = _labels(captions[0][1], f"{source}: image {image_id!r:.80}")
     return Described(image_id, tuple(c for c, _ in captions), labels, tuple(m for m, _ in masks), tuple(c for _, c in masks), size)
 
 # %% ../../nbs/16_datasets.grandf.ipynb #b66edc23
@@ -166,10 +166,8 @@ class GranDf:
 def __getitem__(self: GranDf, i: int) -> Sample:
     described = self.descriptions[i]
     file_name, kept = f"{described.image_id}.jpg", self._pairs(described)
-    image = open_image(self.image_dir / file_name, described.size and described.size[::-1])
-    if described.size and described.size != (image.height, image.width):
-        raise DataError(f"{self.image_dir / file_name}: the picture is {image.size}, {self.mask_json} says {described.size[::-1]} (width, height).")
-    source = f"{self.mask_json}: image {described.image_id!r}, mask"
+    image = open_annotated(self.image_dir / file_name, described.size and described.size[::-1], str(self.mask_json))
+    source = f"{self.mask_json}: image {described.image_id!r:.80}, mask"
     masks = [decode(described.masks[k], image.height, image.width, f"{source} {k}") for k in kept]
     masks = np.stack(masks) if masks else np.zeros((0, image.height, image.width), bool)
     pieces = pieces_of(described.captions[0], [described.labels[k] for k in kept])

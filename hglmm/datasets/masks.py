@@ -12,6 +12,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from . import run_lengths
+from .files import shown
 from ..errors import DataError
 
 # %% ../../nbs/10d_datasets.masks.ipynb #e5f307f0
@@ -67,7 +68,7 @@ def decode(
     if rle is None:
         lengths = isinstance(segmentation, dict) or isinstance(segmentation, list) and dict in map(type, segmentation)
         kind = "run lengths that fill" if lengths else "polygon of an even count of at least 6 coordinates within"
-        raise DataError(f"{source}: no usable mask in `segmentation`: expected {kind} a {width} x {height} picture, found {segmentation!r:.80}.")
+        raise DataError(f"{source}: no usable mask in `segmentation`: expected {kind} a {width} x {height} picture, found {shown(segmentation)}.")
     return coco_mask.decode(rle).astype(bool)
 
 # %% ../../nbs/10d_datasets.masks.ipynb #6c1bb664

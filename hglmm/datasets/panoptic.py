@@ -58,12 +58,16 @@ def _table(rows: list[tuple], source: str) -> np.ndarray:  # int64 (n, 3)
 def _index(self: Panoptic, annotations: list[dict]) -> None:
     "Lay all segments end to end and remember each picture's part."
     source, end, parts = f"{self.path}: annotations", 0, []
-    rows: list[tuple] = []  # image id, PNG, first segment, one past the last
+    rows: dict[int, tuple[str, int, int, int]] = {}  # image id -> PNG, first segment, one past the last, its part
     for i, (image_id, file_name, segments) in enumerate(pick_kinds(annotations, source, image_id=WHOLE, file_name=TEXT, segments_info=None)):
         here = f"{source}[{i}].segments_info"
-        parts.append(_table(pick(segments, here, "id", "category_id", "area"), here))
-        rows.append((image_id, file_name, end, end := end + len(parts[-1])))
-    self._rows = PackedById(by_id(rows, source))
+        part = _table(pick(segments, here, "id", "category_id", "area"), here)
+        if image_id not in rows:
+            rows[image_id] = (file_name, end, end := end + len(part), len(parts))
+            parts.append(part)
+        elif rows[image_id][0] != file_name or not np.array_equal(parts[rows[image_id][3]], part):
+            raise DataError(f"{source}: image_id {image_id} stands for two records that differ, the second is [{i}].")
+    self._rows = PackedById({i: row[:3] for i, row in rows.items()})
     self._segments = np.concatenate(parts) if parts else np.zeros((0, 3), np.int64)
 
 
@@ -135,8 +139,11 @@ def id_map(
     image_id: int | str,
 ) -> np.ndarray:  # int32 (H, W): the segment id of every pixel, 0 where there is none
     "The PNG as segment ids."
-    with opened(self.png(image_id)) as image:
-        return _codes(image)
+    try:
+        with opened(self.png(image_id)) as image:
+            return _codes(image)
+    except DataError as error:
+        raise DataError(f"{error} It is the PNG that {self.path} names for image {image_id}.") from error
 
 # %% ../../nbs/11_datasets.panoptic.ipynb #4c607087
 @patch

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from .core import Packed, Sample, distinct, open_image, read_json
-from .fields import FLAG, TEXT, WHOLE, checked, pick_kinds
-from .files import garbled
+from .core import Packed, Sample, distinct, open_annotated, read_json
+from .fields import FLAG, NAME, TEXT, WHOLE, checked, pick_kinds
+from .files import garbled, shown
 from .panoptic import Panoptic
 from ..errors import DataError
 
@@ -35,7 +35,7 @@ class Narrative:
 def _segment_ids(ids: object, source: str) -> tuple[int, ...]:
     "The ids of an utterance; in the files they are text."
     if not isinstance(ids, list):
-        raise DataError(f"{source}: segment_ids: {ids!r:.80}: expected a list of whole numbers.")
+        raise DataError(f"{source}: segment_ids: {shown(ids)}: expected a list of whole numbers.")
     return tuple(checked(ids, WHOLE, lambda i: f"{source}: segment_ids[{i}]"))
 
 
@@ -53,7 +53,10 @@ def _narrative(name: str, image_id: int, texts: list[tuple], source: str) -> Nar
 
 # %% ../../nbs/12_datasets.png.ipynb #7139b8d6
 def _name(image_id: int, annotator: object) -> str:
-    return f"{image_id}/{annotator}" if type(annotator) in (int, str) else str(image_id)
+    try:
+        return f"{image_id}/{NAME.read(annotator)}"
+    except (ValueError, TypeError):  # not given, or nothing that can be a name
+        return str(image_id)
 
 
 def read_narratives(
@@ -135,8 +138,6 @@ def __getitem__(self: PNG, i: int) -> Sample:
     except DataError as error:
         raise DataError(f"{self.path}: narrative {narrative.id} does not fit the panoptic annotation. {error}") from error
     info = self._info(narrative)
-    path = self.image_dir / info["file_name"]
-    image = open_image(path, masks.shape[:0:-1])
-    if image.size != masks.shape[:0:-1]:
-        raise DataError(f"{path}: the picture is {image.size}, its panoptic annotation {masks.shape[:0:-1]} (width, height). Do they belong together?")
+    source = f"{self.panoptic.png(narrative.image_id)} of {self.panoptic.path}"
+    image = open_annotated(self.image_dir / info["file_name"], masks.shape[:0:-1], source)
     return Sample(image, [(text, k) for text, k in narrative.pieces], masks, narrative.id, info)

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from .core import Sample, open_image
 from .fields import FLAG, TEXT, checked, pick_kinds
-from .files import decoded, garbled, parsed, read_bytes
+from .files import decoded, garbled, parsed, read_bytes, shown
 from .masks import are_coordinates
 from ..errors import DataError, unknown
 
@@ -43,9 +43,9 @@ def _corners(shape: dict, source: str) -> list[list[float]]:
     "A shape as a polygon; empty if it encloses nothing."
     kind, points = shape.get("shape_type") or "polygon", shape["points"]
     if kind not in ("polygon", "rectangle", "circle", *EMPTY):
-        raise DataError(f"{source}: shape_type {kind!r}: expected a polygon, rectangle or circle.")
+        raise DataError(f"{source}: shape_type {shown(kind)}: expected a polygon, rectangle or circle.")
     if not isinstance(points, list) or not all(are_coordinates(p) and len(p) == 2 for p in points):
-        raise DataError(f"{source}: points {points!r:.80}: expected a list of pairs of numbers.")
+        raise DataError(f"{source}: points {shown(points)}: expected a list of pairs of numbers.")
     if kind in ("rectangle", "circle") and len(points) != 2:
         raise DataError(f"{source}: a {kind} of {len(points)} points: expected two.")
     if kind == "rectangle":
@@ -95,11 +95,11 @@ def read_annotation(
     content = parsed(written, path, "text", "is_sentence", "shapes")
     text, shapes = content["text"], content["shapes"]
     if not isinstance(text, list):
-        raise DataError(f"{path}: text {text!r:.80}: expected a list of questions.")
+        raise DataError(f"{path}: text {shown(text)}: expected a list of questions.")
     text = checked(text, TEXT, lambda i: f"{path}: text[{i}]")
     (long,) = checked([content["is_sentence"]], FLAG, lambda _: f"{path}: is_sentence")
     if not isinstance(shapes, list):
-        raise DataError(f"{path}: shapes {shapes!r:.80}: expected a list.")
+        raise DataError(f"{path}: shapes {shown(shapes)}: expected a list.")
     if odd := [t for t in text if not unicode and garbled(t)]:
         raise DataError(f"{path}: text {odd[0]!r:.80} is neither UTF-8 nor cp1252. Save the file as UTF-8.")
     return text, long, shapes

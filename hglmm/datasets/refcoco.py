@@ -19,9 +19,9 @@ from fastcore.basics import patch
 from PIL import Image
 
 from . import safe_pickle
-from .core import Packed, PackedById, Sample, distinct, open_image, read_json
+from .core import Packed, PackedById, Sample, distinct, open_annotated, read_json
 from .fields import PIXELS, TEXT, WHOLE, Kind, by_id, checked, pick, pick_kinds
-from .files import garbled
+from .files import garbled, shown
 from .masks import FARTHEST, decode, unseen, usable
 from ..errors import DataError, unknown
 
@@ -205,7 +205,7 @@ def _asked(self: RefCOCO, thing: Referred, sentence: int) -> str:
     if self.protocol != "standard":
         return thing.sentences[sentence]
     if thing.cleaned[sentence] is None:
-        raise DataError(f"{self.refs}: ref {thing.ref_id}, {thing.sentences[sentence]!r}: no field `sent`, which the standard protocol asks. Fetch the file from its official place.")
+        raise DataError(f"{self.refs}: ref {thing.ref_id}, {shown(thing.sentences[sentence])}: no field `sent`, which the standard protocol asks. Fetch the file from its official place.")
     return thing.cleaned[sentence]
 
 # %% ../../nbs/13_datasets.refcoco.ipynb #2aa57486
@@ -228,10 +228,7 @@ def draw(
 def _image(self: RefCOCO, image_id: int) -> Image.Image:
     "A picture of the size that the annotations were drawn at."
     file_name, height, width = self.pictures[image_id]
-    image = open_image(self.image_dir / file_name, (width, height))
-    if image.size != (width, height):
-        raise DataError(f"{self.image_dir / file_name}: the picture is {image.size}, {self.instances} says {(width, height)} (width, height).")
-    return image
+    return open_annotated(self.image_dir / file_name, (width, height), str(self.instances))
 
 
 @patch
