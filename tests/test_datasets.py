@@ -349,6 +349,17 @@ def test_what_is_nested_too_deeply(tmp_path: Path) -> None:
         tiny.write(name, tiny.files[name])
 
 
+def test_a_mask_too_deep_to_be_kept(tmp_path: Path) -> None:
+    Tiny("res", tmp_path)
+    shared = refcoco.read_files(tmp_path / "instances.json", tmp_path / "refs(unc).p")
+    deep: list = []
+    for _ in range(5000):
+        deep = [deep]
+    shared.annotations[11] = (1, 47, deep)  # as newer Pythons read it
+    with pytest.raises(DataError, match=r"instances\.json: a `segmentation` is nested"):
+        refcoco.RefCOCO.from_files(shared, tmp_path, "val")
+
+
 # --- real files ---
 
 
