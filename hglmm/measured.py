@@ -137,7 +137,8 @@ def check_alike(
     for other in several[1:]:
         mine, theirs = ({"task": one.task, **one.benchmark(), **{name: _setting(one, name) for name in SAME}} for one in (first, other))
         for name in mine:
-            if mine[name] != theirs[name] and not {None, ""} & {mine[name], theirs[name]}:  # nothing recorded
+            recorded = all(one[name] not in (None, "") for one in (mine, theirs))
+            if recorded and mine[name] != theirs[name]:
                 raise SettingError(
                     f"{other.folder}: {name} is {theirs[name]!r}, but {mine[name]!r} in {first.folder}. Compare runs that were measured in the same way."
                 )
@@ -165,7 +166,7 @@ def _partial(measured: Measured) -> Iterator[str]:
         yield f"{measured.failed} samples failed"
     elif isinstance(samples, int) and done < samples:
         yield f"{done} of {samples} samples are measured"
-    elif limit and not (isinstance(samples, int) and samples < limit):
+    elif isinstance(limit, int) and limit and not (isinstance(samples, int) and samples < limit):
         yield f"only the first {limit} samples were asked for"
 
 
@@ -176,7 +177,7 @@ def _otherwise(measured: Measured, score: str) -> Iterator[str]:
         if found != expected:
             yield f"{name} {found!r} (published: {expected!r})"
     tokens, cut = measured.settings.get("max_new_tokens"), measured.table.get("cut")
-    if measured.task == "gcg" and tokens and tokens < 512 and (cut is None or np.asarray(cut, bool).any()):
+    if measured.task == "gcg" and isinstance(tokens, int) and tokens < 512 and (cut is None or np.asarray(cut, bool).any()):
         yield f"answers are cut at {tokens} tokens (published: 512 or more)"
     if measured.settings.get("shuffle_phrases"):
         yield "the control with shuffled phrases"

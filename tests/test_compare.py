@@ -1,5 +1,6 @@
 "Runs side by side: the program on real records, and its intervals against draws made by hand."
 
+import contextlib
 import csv
 import json
 import re
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from hglmm import compare, noted
-from hglmm.errors import DataError, SettingError
+from hglmm.errors import DataError, HGLMMError, SettingError
 from hglmm.records import Records
 
 PICTURES, REPEATS, SEED = 24, 60, 5
@@ -193,6 +194,24 @@ def test_heads_of_another_kind_stand_side_by_side(tmp_path):
     write(tmp_path / "new", "refcoco val (hg)", "res", 0.02, **real_settings(sam="facebook/sam-vit-large", head_kind="unet_sam"))
     lines = compared(tmp_path, "hg", "refined", "new").lines
     assert [line.score for line in lines] == ["cIoU", "mIoU", "P@0.5", "P@0.7", "P@0.9"] and set(lines[0].differences) == {"refined", "new"}
+    write(tmp_path / "newest", "refcoco val (hg)", "res", 0.02, **real_settings(sam={"path": "/sam", "files": {"model.safetensors": 7}}, head_kind="unet_sam"))
+    assert all(len(compared(tmp_path, *runs).lines) == 5 for runs in (("refined", "new"), ("new", "newest"), ("newest", "hg"), ("newest", "refined")))
+
+
+@pytest.mark.parametrize("name", ["threshold", "question", "parser", "dataset", "split", "protocol", "limit", "samples", "data", "data_name", "benchmark", "max_new_tokens"])
+@pytest.mark.parametrize("value", [[0.5], {"a": 1}, None, "x", 1.5, True], ids=repr)
+def test_settings_of_another_type_end_in_no_bare_exception(name, value, tmp_path):
+    "A config.json that somebody edited: compared, or refused by an error of ours."
+    write(tmp_path / "whole", "refcoco val (hg)", "res", 0.0, **real_settings())
+    write(tmp_path / "edited", "refcoco val (hg)", "res", 0.0, **real_settings(**{name: value}))
+    for runs in (("edited",), ("whole", "edited"), ("edited", "whole")):
+        with contextlib.suppress(HGLMMError):
+            assert len(compared(tmp_path, *runs).lines) == 5
+    write_gcg(tmp_path / "spoken", cut=True)
+    path = tmp_path / "spoken/val/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with contextlib.suppress(HGLMMError):
+        assert compared(tmp_path, "spoken").lines
 
 
 def test_titles_are_names_and_fields_decide(tmp_path):
