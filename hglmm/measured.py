@@ -123,6 +123,13 @@ SILENT = (*FREE, "benchmark", "format", "data_name", "recipe_digest", "revision"
 SAME = ("threshold", "question", "max_new_tokens", "parser", "encoder", "paraphrases")
 
 
+@patch
+def described(self: Measured) -> dict[str, Any]:
+    "What a comparison is about, in few words: of an LMM and a SAM their places, not all their files."
+    found = {name: self.settings.get(name) for name in FREE}
+    return {name: value.get("path") if isinstance(value, dict) else value for name, value in found.items()}
+
+
 def _setting(measured: Measured, name: str, default: Any = None) -> Any:
     "What was recorded; bert-base-uncased is the same from wherever it was loaded."
     value = measured.settings.get(name, default)

@@ -33,7 +33,7 @@ needs_java = pytest.mark.skipif(bool(without_java()), reason=without_java())
 needs_real = pytest.mark.skipif(not REAL[0].exists(), reason=f"no real annotation files at {REAL[0].parent}")
 
 
-# Real captions: 20 pictures, 21 captions (psg_285759 has two), 73 labels of the first ones, 76 masks (made up; some labels of psg_285759 have two captions)
+# Real captions: 20 pictures, 21 captions (psg_285759 has two), 76 labels of each picture's first one, 76 masks (made up)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,8 @@ def test_perfect_predictions_of_real_files_score_100(perfect):
 @needs_real
 @needs_java
 def test_perfect_captions_of_real_files(perfect):
-    "METEOR takes the best of several captions of a picture, CIDEr their mean: psg_285759 says only the first of its two. Without any punctuation and in capitals it is the same to both."
+    """METEOR takes the best of several captions of a picture, CIDEr their mean: psg_285759 says only the first of its two.
+    In capitals and without punctuation it is the same to both; said nothing, it is worth nothing."""
     result = gcg.evaluate(perfect, *REAL, equal, ("METEOR", "CIDEr"))
     assert result.scores["METEOR"] == pytest.approx(100) and (result.each["METEOR"] == 1).all()
     ids = result.each["image_id"].tolist()
