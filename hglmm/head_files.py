@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'CONFIG', 'WEIGHTS', 'AnyTensor', 'TRANSPARENT', 'OUTER', 'UNET', 'FROZEN', 'ENTRIES', 'STATE', 'READERS',
            'BIN', 'DEEPSPEED', 'HUB_NAME', 'listed', 'Stored', 'unwrapped', 'training_states', 'read_config',
-           'says_head', 'read', 'find_head', 'existing']
+           'says_head', 'stored', 'read', 'find_head', 'existing']
 
 # %% ../nbs/39a_head_files.ipynb #3d959c2f
 import json
@@ -285,19 +285,26 @@ def _read_loose(folder: Path) -> Stored:
     raise CheckpointError(f"{folder}: holds several files that could be a head: {listed(p.name for p in found)}. Name one of them.")
 
 # %% ../nbs/39a_head_files.ipynb #ab17d07b
-def read(
+def stored(
     path: str | Path,  # a folder or a file
 ) -> Stored:
-    "The weights at a path, and their recipe if it is known there."
+    "The weights at a path under the names they have there, and the recipe if it is known there."
     path = Path(path).expanduser()
     if path.is_dir():
-        return _head_alone(_read_folder(path))
+        return _read_folder(path)
     suffix = path.suffix.lower()
     if suffix not in READERS:
         raise CheckpointError(f"{path}: no such folder, and not a kind of file that is known. Expected a folder or one of {', '.join(READERS)}.")
     if not path.exists():
         raise CheckpointError(f"{path}: no such file. Check the path; heads are folders with {CONFIG} and {WEIGHTS}.")
-    return _head_alone(READERS[suffix](path))
+    return READERS[suffix](path)
+
+
+def read(
+    path: str | Path,  # a folder or a file
+) -> Stored:
+    "A head's weights at a path, and its recipe if it is known there."
+    return _head_alone(stored(path))
 
 # %% ../nbs/39a_head_files.ipynb #f4c0d0de
 HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")

@@ -111,7 +111,7 @@ def find(
 # %% ../../nbs/37a_heads.sam_parts.ipynb #a3f10749
 def _read_folder(folder: Path) -> tuple[Path, dict[str, Any], SamVisionConfig]:
     "The weight file of a folder in the hub's layout, its tensors, the encoder's sizes."
-    from hglmm import checkpoints
+    from hglmm import head_files
 
     found = [folder / name for name in FILES if (folder / name).exists()]
     if not found:
@@ -121,14 +121,14 @@ def _read_folder(folder: Path) -> tuple[Path, dict[str, Any], SamVisionConfig]:
     except (OSError, ValueError, TypeError, KeyError) as error:
         said = f"cannot be read as the configuration of a SAM ({type(error).__name__}: {error})"
         raise CheckpointError(f"{folder / 'config.json'}: {said}. Fetch the folder again.") from error
-    return found[0], checkpoints.read(found[0]).state, config
+    return found[0], head_files.stored(found[0]).state, config
 
 
 def _read_published(path: Path) -> tuple[Path, dict[str, Any], SamVisionConfig]:
     "The same of a published file."
-    from hglmm import checkpoints
+    from hglmm import head_files
 
-    state = checkpoints.read(path).state
+    state = head_files.stored(path).state
     try:
         return path, state, config_of(state)
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
