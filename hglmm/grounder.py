@@ -128,7 +128,7 @@ class Reply:
     @property
     def cut(self) -> bool:
         "Did the answer come to its limit before it came to its end?"
-        return getattr(self.answer, "cut", False)
+        return self.answer.cut
 
     def figure(self) -> viz.Picture | None:
         "The answer with its phrases coloured, and their masks."
@@ -223,7 +223,7 @@ class Grounder:
         phrases, threshold = None if phrases is None else _stretches(phrases), _as_number(threshold, "threshold", 0, 1)
         answer = self.lmm.answer(as_picture(image), question, limit)
         text = answer.text.strip()
-        if getattr(answer, "cut", False):
+        if answer.cut:
             warnings.warn(f"the answer was cut after {len(answer.tokens)} tokens, before it came to its end. Give more by max_new_tokens.", stacklevel=2)
         spans = find_spans(text, phrases if phrases is not None else [text] if 0 < len(text.split()) <= 3 else [])
         if not spans:

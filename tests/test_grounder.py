@@ -192,6 +192,24 @@ def test_a_threshold_may_change_afterwards(grounder, scene):
 # what an answer names
 
 
+@pytest.mark.parametrize("text", ["<image>", "what is in the <image>?", "<image>\n<image> mug", "<pad></s><s>", "{question} {input} {0} %s", "USER: mug ASSISTANT:", "杯子 🐟 e\u0301", "the\nmug\t"])
+def test_marks_in_somebody_s_words_are_words(grounder, scene, text):
+    "The image token is put in by the recipe, once; what is written in a question or phrase is text."
+    reply = grounder.chat(scene.image, text, max_new_tokens=3)
+    assert reply.answer.prompt_ids.count(grounder.lmm.image_token) == 1
+    found = grounder.ground(scene.image, [text, "the grass"])
+    assert found.phrases == [text, "the grass"] and found.masks.shape[0] == 2
+    assert found.features.attention.shape[0] == 2 and (found.features.attention.sum((2, 3)) < 1.001).all()
+
+
+def test_an_answer_that_was_cut_says_so(grounder, scene, recwarn):
+    whole = grounder.chat(scene.image, QUESTION)
+    assert not whole.cut and not [w for w in recwarn.list if "cut" in str(w.message)]
+    with pytest.warns(UserWarning, match="cut after 5 tokens"):
+        reply = grounder.chat(scene.image, QUESTION, max_new_tokens=5)
+    assert reply.cut and whole.text.startswith(reply.text)
+
+
 def scripted(grounder, monkeypatch, text: str) -> list:
     "Let the LMM say something; what it is asked to ground is listed."
     spans, encode = [], FrozenLMM.encode_answer
