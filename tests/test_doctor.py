@@ -88,7 +88,7 @@ def test_a_tree_of_another_project(world: Path, usual: str, other: str) -> None:
     opened = layout.open_reasonseg(world) if "reason" in usual else layout.open_grandf(world)
     assert len(opened) and opened[0].masks.any()
     (world / usual).mkdir(parents=True)
-    (world / usual / ".DS_Store").write_bytes(b"Bud1")  # a folder of leftovers is no place
+    (world / usual / "._a.json").write_bytes(b"\0\5\26\7")  # a folder of leftovers is no place
     assert {f.state for f in examine(world).findings} == {"ok"}
     shutil.copytree(world / other, world / usual, dirs_exist_ok=True)
     report = examine(world, ["gcg", "reasonseg"])

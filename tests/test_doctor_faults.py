@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from hglmm.datasets import checks, complete, places, toycoco
+from hglmm.datasets import checks, complete, layout, places, toycoco
 from hglmm.datasets.doctor import BENCHMARKS, Report, examine, main
 from hglmm.errors import SettingError
 
@@ -185,6 +186,24 @@ def test_a_sample_that_nobody_thought_of(world: Path, monkeypatch: pytest.Monkey
     assert state == "broken" and note.startswith("gcg val, sample 0") and "MemoryError" in note
 
 
+def test_an_enormous_picture(world: Path) -> None:
+    picture = sorted((world / QUESTIONS).glob("*.jpg"))[0]
+    picture.unlink()
+    Image.new("1", (20_000, 10_000)).save(picture.with_suffix(".png"))
+    report = examine(world, samples=None)
+    assert {f.part for f in report.findings if f.state == "broken"} <= {"reasonseg val"}  # read, or refused by name
+    state, note = state_of(report, "reasonseg val")
+    assert state == "ok" or picture.stem in note
+
+
+def test_leftovers_of_other_systems(world: Path) -> None:
+    for folder in (QUESTIONS, "coco/val2017", "coco/train2014", "GCG/GranDf_HA_images/val_test", "coco/annotations"):
+        for name in ("._000000200000.jpg", ".DS_Store", "Thumbs.db", "._a.json"):
+            (world / folder / name).write_bytes(b"\0\5\26\7")
+    report = examine(world)
+    assert {f.state for f in report.findings} == {"ok"}, report
+
+
 def test_a_root_that_is_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "data.zip").write_text("a file")
     (tmp_path / "link").symlink_to("nowhere")
@@ -226,6 +245,7 @@ def test_both_numbers_of_reasonseg(world: Path) -> None:
     count = len(files)
     assert finding.found == f"{count - 2} pictures with a question, {count} questions with paraphrases"
     assert finding.state == "odd" and "2 pictures without a question" in finding.note
+    assert len(layout.open_reasonseg(world)) == count - 2 and len(layout.open_reasonseg(world, paraphrases=True)) == count
 
 
 def test_pictures_without_a_shape(world: Path) -> None:
@@ -241,6 +261,17 @@ def test_objects_without_a_visible_pixel(world: Path) -> None:
     (world / INSTANCES).write_text(json.dumps(content))
     state, note = state_of(examine(world, ["res"], samples=None), "refcoco")
     assert state == "odd" and "1 object without a visible pixel" in note
+
+
+@pytest.mark.parametrize(("file", "field"), [(REFS, "raw"), (NARRATIVES, "utterance"), (CAPTIONS, "caption")])
+def test_text_read_in_a_wrong_encoding(world: Path, file: str, field: str) -> None:
+    """Saved as UTF-8 by a program that took it for cp1252: nothing fails, so it has to be said."""
+    content = pickle.loads((world / file).read_bytes()) if file == REFS else json.loads((world / file).read_text())
+    record = {REFS: lambda: content[-1]["sentences"][0], NARRATIVES: lambda: content[0]["segments"][0], CAPTIONS: lambda: content["annotations"][0]}[file]()
+    record[field] = "der grüne Apfel".encode().decode("cp1252")
+    (world / file).write_bytes(pickle.dumps(content) if file == REFS else json.dumps(content).encode())
+    state, note = state_of(examine(world), PART[file])
+    assert state == "odd" and "1 " in note and "garbled (read in a wrong encoding)" in note
 
 
 def test_refs_that_are_not_used(world: Path) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from hglmm.datasets import layout
-from hglmm.datasets.refcoco import RefCOCO
+from hglmm.datasets.refcoco import PROTOCOLS, RefCOCO
 from hglmm.errors import DataError
 
-ALL = [(dataset, split, protocol) for dataset in layout.REFS_FILE for split in layout.SPLITS[dataset] if split != "train" for protocol in ("hg", "standard")]
+ALL = [(dataset, split, protocol) for dataset in layout.REFS_FILE for split in layout.SPLITS[dataset] if split != "train" for protocol in PROTOCOLS]
 
 
 @pytest.fixture
@@ -98,3 +98,10 @@ def test_a_training_set_says_what_its_parts_say() -> None:
     both = layout.TrainingSet([Part("a", 2), Part("b", 3)])
     assert both.files == [Path("a"), Path("shared"), Path("b")] and both.ids == ["a0", "a1", "b0", "b1", "b2"] and len(both) == 5
     assert both.notes == {"masks without a pixel": 5, "a": 1, "b": 1} and layout.TrainingSet([]).notes == {}
+
+
+def test_the_ids_of_a_training_set_are_those_of_its_samples(world: Path) -> None:
+    every = layout.TrainingSet.open(world)
+    assert every.ids == [every[i].id for i in range(len(every))] and every.draw(1, 2).ids == every.ids
+    assert {path.name for path in every.files} == {"instances.json", "refs(unc).p", "refs(umd).p", "png_coco_train2017.json", "panoptic_train2017.json"}
+    assert len(every.files) == 8 and every.notes == {}

@@ -82,9 +82,9 @@ INVISIBLE = "objects without a visible pixel"
 
 def _open_some(look: Look, dataset: Any, what: str, seen: Counter) -> Iterator[Any]:
     "Samples of a dataset: their pictures are read to the last byte and their masks drawn; masks without a pixel are counted."
-    ids = getattr(dataset, "ids", None)
+    ids = dataset.ids
     for i in _working(look.chosen(len(dataset)), look, what):
-        with at(f"{what}, sample {i}{f' ({ids[i]})' if ids is not None else ''}"):
+        with at(f"{what}, sample {i} ({ids[i]})"):
             sample = dataset[i]
             seen[INVISIBLE] += sum(not mask.any() for mask in sample.masks)
         yield sample
@@ -99,7 +99,7 @@ def _said(counts: Mapping[str, int]) -> list[str]:
 def _remarks(dataset: Any, what: str, seen: Counter) -> list[str]:
     "What the dataset says of itself, and what its samples showed beside that."
     with at(what):
-        notes = dict(getattr(dataset, "notes", {}))
+        notes = dataset.notes
     shown = {} if any("without a visible pixel" in note or "without a shape" in note for note in notes) else seen
     return _said({**notes, **shown})
 
@@ -203,24 +203,18 @@ def check_reasonseg(look: Look, split: str, paths: dict[str, Path]) -> Checked:
     "Reasoning segmentation."
     with at(str(paths["folder"])):
         opened = ReasonSeg(**paths)
-    files = sorted(path for path in paths["folder"].glob("*.json") if not places.hidden(path.name))
-    asked, counted = 0, Counter({"pictures without a question": 0, "pictures without a shape": 0})
-    for path in files:
+    asked, unasked = 0, len(opened.pictures.keys() - {path.stem for path in opened.files})
+    for path in opened.files:
         with at(str(path)):
             texts, _, shapes = read_annotation(path)
             draw_shapes(shapes, (1, 1), str(path))  # too small to see, large enough to fail
             if path.stem not in opened.pictures:
                 raise DataError(f"{path}: there is no picture {path.stem}.jpg beside it.")
         questions = sum(bool(text.strip()) for text in texts)
-        asked += questions
-        counted["pictures without a question"] += not questions
-        counted["pictures without a shape"] += not shapes
-    counted["pictures without a question"] += len(opened.pictures.keys() - {path.stem for path in files})
+        asked, unasked = asked + questions, unasked + (not questions)
     seen: Counter = Counter()
     for _ in _open_some(look, opened, f"reasonseg {split}", seen):
         pass
-    pictures = len(opened.pictures) - counted["pictures without a question"]
-    said = {what for what in getattr(opened, "notes", {})}
-    remarks = look.differs(f"reasonseg {split}", pictures) + _said({what: count for what, count in counted.items() if what not in said})
-    remarks += _remarks(opened, str(opened.folder), Counter() if counted["pictures without a shape"] else seen)
+    pictures = len(opened.pictures) - unasked
+    remarks = look.differs(f"reasonseg {split}", pictures) + _remarks(opened, str(opened.folder), seen)
     return f"{pictures:,} pictures with a question, {asked:,} questions with paraphrases", remarks
