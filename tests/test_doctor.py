@@ -306,6 +306,12 @@ def test_the_exit_status(world: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert doctor.main([str(tmp_path / "nowhere")]) == 1 and "no such folder" in capsys.readouterr().err
 
 
+def test_toycoco_is_the_one_that_runs_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert examine("toycoco", ["gcg"]).root == examine("data/toycoco", ["gcg"]).root
+    monkeypatch.setenv("HGLMM_DATA", "toycoco")
+    assert examine(only=["gcg"]).root.parts[-2:] == ("data", "toycoco")
+
+
 def test_a_toycoco_in_the_data_root_counts(world: Path, tmp_path: Path) -> None:
     root = tmp_path / "data"
     root.mkdir()

@@ -233,6 +233,12 @@ def _toycoco(look: Look) -> list[Finding]:
     return [Finding("toycoco", "toycoco", "broken" if broken else "ok", found, note)]
 
 # %% ../../nbs/18_datasets.doctor.ipynb #e9ce8e90
+def _root(given: str | Path | None) -> Path:
+    "The data root that is meant; `toycoco` is the one that runs draw."
+    name = str(given or os.environ.get("HGLMM_DATA", "").strip())
+    return launch.data_root("data/toycoco" if name == "toycoco" else given)
+
+
 def examine(
     root: str | Path | None = None,  # data root; None: $HGLMM_DATA, else `data`
     only: Iterable[str] = BENCHMARKS,
@@ -240,7 +246,7 @@ def examine(
     seed: int = 0,  # which samples
 ) -> Report:
     "Look at the data below a root."
-    root, only = launch.data_root(root), list(only)
+    root, only = _root(root), list(only)
     for name in only:
         if name not in BENCHMARKS:
             raise unknown("benchmark", name, BENCHMARKS)
@@ -275,7 +281,7 @@ def main(arguments: list[str] | None = None) -> int:  # exit status
     for name in only + required:
         if name not in BENCHMARKS:
             parser.error(str(unknown("benchmark", name, BENCHMARKS)))
-    root = launch.data_root(given.root)
+    root = _root(given.root)
     if min(given.samples, given.seed) < 0:
         parser.error("--samples and --seed: expected whole numbers from 0 on")
     if not os.path.isdir(root):
