@@ -242,8 +242,10 @@ def test_a_damaged_state_is_passed_over(damage, lmm, data, folder, undisturbed):
     run = trainer(lmm, data, folder)
     with pytest.warns(UserWarning, match=r"state\.pt.*Going on from the state before it, state\.previous\.pt"):
         assert run.resume() and run.step == 2
+    run.save()  # does not make the damaged one the one before
+    assert [states.read(folder / name)["step"] for name in (states.LAST, states.BEFORE)] == [2, 2]
     assert same(weights(run.fit()), undisturbed[1])
-    assert states.read(folder / "state.pt")["step"] == 6
+    assert states.read(folder / states.LAST)["step"] == 6
 
 
 def test_two_damaged_states_are_an_error(lmm, data, folder):
@@ -276,6 +278,7 @@ def test_killed_while_it_saves(moment, lmm, data, tmp_path, monkeypatch, undistu
         patched.setattr(torch, "save", torn) if moment == "while writing" else patched.setattr(os, "replace", stop)
         with pytest.raises(Stopped):
             trainer(lmm, data, tmp_path / "run").fit()
+    (tmp_path / "run/.state.0123.part.pt").write_bytes(b"what a kill leaves that nothing can clean up after")
     run = trainer(lmm, data, tmp_path / "run")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
