@@ -6,8 +6,6 @@ import shutil
 import nbformat
 import pytest
 
-from hglmm.datasets.png import PNG
-
 pytestmark = pytest.mark.slow
 
 
@@ -25,8 +23,7 @@ def test_training_leaves_a_whole_run_folder(trained):
     assert {p.name for p in trained.iterdir()} == {"config.json", "head", "log.jsonl", "state.pt", "state.previous.pt", "tensorboard"}
     config = json.loads((trained / "config.json").read_text())
     assert config["settings"]["max_steps"] == 4 and config["settings"]["name"] == "trained" and config["fingerprint"]["lmm"]["dtype"] == "float32"
-    if hasattr(PNG, "files"):
-        assert {"refcoco/instances.json", "png_coco_train2017.json"} <= set(config["fingerprint"]["data"]["files"])
+    assert {"refcoco/instances.json", "png_coco_train2017.json"} <= set(config["fingerprint"]["data"]["files"])
     assert {p.name for p in (trained / "head").iterdir()} == {"config.json", "model.safetensors"}
     assert list((trained / "tensorboard").iterdir())
 

@@ -1,6 +1,7 @@
 "F-LMM's refiner: the same as transformers' SAM where they can be compared, the same as a plain reading of the published layout with words added, and trained like any other head."
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,11 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import SamConfig, SamImageProcessor, SamModel, SamVisionConfig
 
 from hglmm import checkpoints, evaluation, heads, recipes, training
 from hglmm.datasets import layout
-from hglmm.errors import CheckpointError
+from hglmm.errors import CheckpointError, SettingError
 from hglmm.geometry import Letterbox
 from hglmm.heads import sam as refiner
 from hglmm.heads import sam_parts
@@ -353,6 +355,25 @@ def test_a_hostile_or_broken_sam_is_refused(sam, tmp_path):
 @pytest.fixture(scope="module")
 def lmm():
     return FrozenLMM.load(TOY)
+
+
+def test_another_sam_is_another_run(sam, lmm, small_world, tmp_path):
+    data = layout.TrainingSet.open(small_world, ("refcoco",))
+
+    def trainer(folder):
+        return training.Trainer(training.Run(TOY, 2, sam=str(folder)), lmm, data, tmp_path / "run")
+
+    first = trainer(sam.folder)
+    first.begin()
+    first.save()
+    moved = shutil.copytree(sam.folder, tmp_path / "moved")
+    assert trainer(moved).resume()
+    state = load_file(moved / "model.safetensors")
+    name = next(name for name in state if name.startswith("vision_encoder.") and state[name].ndim > 1)
+    other = shutil.copytree(moved, tmp_path / "other")
+    save_file({**state, name: state[name] * 1.01}, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SettingError, match=r"\(sam: another content of the same shape\)"):
+        trainer(other).resume()
 
 
 def test_it_trains_from_what_sam_knows(sam, lmm, small_world, tmp_path):
