@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import launch
-from .errors import CheckpointError
+from .errors import CheckpointError, SettingError
 
 # %% ../nbs/50a_states.ipynb #be5fc1e7
 LAST, BEFORE, DAMAGED = "state.pt", "state.previous.pt", "state.damaged.pt"
@@ -69,6 +69,8 @@ def read(
         state = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
+    except PermissionError as error:  # it may be sound
+        raise SettingError(f"{path}: may not be read by this user ({error}). Change its permissions, or use another run name.") from error
     except Exception as error:  # a broken file fails in more ways than torch documents
         raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no more is known'}).") from error
     absent = [name for name in fields if name not in state] if isinstance(state, dict) else list(fields)

@@ -463,6 +463,21 @@ def test_nothing_to_train_on_is_said(lmm, data, tmp_path):
         trainer(lmm, Subset(data, []), tmp_path / "run").fit()
 
 
+def test_a_recipe_that_is_not_the_lmms_is_refused(lmm, data, tmp_path):
+    with pytest.raises(SettingError, match="layers: run 5, LMM 4"):
+        trainer(lmm, data, tmp_path / "run", recipe=recipes.replace("toy_llava", layers=5))
+
+
+def test_a_state_that_may_not_be_read_is_left_where_it_is(lmm, data, folder, monkeypatch):
+    def forbid(path, *arguments, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(states.zipfile, "ZipFile", forbid)
+    with pytest.raises(SettingError, match=r"state\.pt: may not be read by this user"):
+        trainer(lmm, data, folder).resume()
+    assert (folder / states.LAST).exists()
+
+
 # --- one process
 
 SEVERAL = [
