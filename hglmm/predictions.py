@@ -21,9 +21,11 @@ import numpy as np
 from fastcore.basics import patch
 from pycocotools import mask as coco_mask
 
-from . import launch
+from . import fingerprints, launch
 from .datasets import run_lengths
-from .datasets.core import Sample, read_json
+from .datasets.core import Sample
+from .datasets.files import decoded as text_of, parsed, read_bytes, read_json
+from .datasets.places import hidden
 from .errors import DataError, SettingError, nearest, unknown
 
 # %% ../nbs/41a_predictions.ipynb #025c3873
@@ -77,16 +79,10 @@ def _prediction(found: Any, source: str) -> Prediction:
 # %% ../nbs/41a_predictions.ipynb #34aa34d6
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     "The entries of a `.jsonl` file."
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as text in UTF-8 ({error}).") from error
+    text, _ = text_of(read_bytes(path), str(path))
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            try:
-                yield f"{path}, line {number}", json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}, line {number}: not valid JSON ({error}). Expected {EXAMPLE}.") from error
+            yield f"{path}, line {number}", parsed(line, f"{path}, line {number}")
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Any]]:
@@ -94,7 +90,7 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix.lower() == ".jsonl":
         yield from _lines(path)
         return
-    content = read_json(path, encodings=("utf-8-sig",))
+    content = read_json(path)
     if isinstance(content, list):
         yield from ((f"{path}[{i}]", entry) for i, entry in enumerate(content))
     else:
@@ -107,7 +103,7 @@ def _files(path: Path) -> list[Path]:
         if not path.is_file():
             raise DataError(f"{path}: no such file or folder. Expected predictions: a .json or .jsonl file, or a folder of them.")
         return [path]
-    files = sorted(p for p in path.iterdir() if p.suffix.lower() in (".json", ".jsonl") and not p.name.startswith(".") and p.is_file())
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() in (".json", ".jsonl") and not hidden(p.name) and p.is_file())
     if not files:
         within = sorted(p.name for p in path.iterdir())[:5]
         raise DataError(f"{path}: not a single .json or .jsonl file in it; found {within or 'nothing'}. Expected predictions like {EXAMPLE}.")
@@ -131,14 +127,11 @@ def read_predictions(
 
 
 def digest(
-    found: dict[str, Prediction],
+    found: dict[str, Any],  # predictions by the sample's id: a `Prediction`, or a dictionary as GLaMM writes it
 ) -> str:  # 16 hexadecimal digits
     "Tells predictions apart by what they say, however they were spread over files."
-    content = hashlib.sha256()
-    for name in sorted(found):
-        one = found[name]
-        content.update(json.dumps([name, one.masks, one.phrases, one.answer], sort_keys=True).encode())
-    return content.hexdigest()[:16]
+    said = {name: [one.masks, one.phrases, one.answer] if isinstance(one, Prediction) else one for name, one in found.items()}
+    return fingerprints.of_settings(said)
 
 # %% ../nbs/41a_predictions.ipynb #404e3f7c
 def _plain(text: str) -> str:

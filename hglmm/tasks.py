@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'SPOKEN', 'FORMAT', 'ASKED', 'Job', 'measure_phrases', 'answer_likelihoods', 'ground_answer', 'whole',
-           'question_row', 'measure_questions', 'measure_descriptions', 'gcg_predictions', 'whole_of', 'settings_of',
-           'check_samples', 'write_config', 'check_job', 'measure', 'facts']
+           'question_row', 'measure_questions', 'measure_descriptions', 'gcg_predictions', 'whole_of', 'data_settings',
+           'settings_of', 'check_samples', 'write_config', 'check_job', 'measure', 'facts']
 
 # %% ../nbs/52a_tasks.ipynb #001da2cc
 import dataclasses
@@ -218,16 +218,27 @@ def whole_of(data: Any) -> Any:
     return data.dataset if isinstance(data, Subset) else data
 
 
+def data_settings(
+    benchmark: Benchmark,
+    data: Any = None,  # what is measured; None: the benchmark, opened
+) -> dict[str, Any]:
+    "What the numbers of a benchmark depend on as far as the data goes, whoever's the masks are."
+    data = whole_of(benchmark.data if data is None else data)
+    settings = {
+        "format": FORMAT, "task": benchmark.task, "benchmark": benchmark.title, "data": benchmark.root, "data_name": data_name(benchmark.root),
+        **ASKED[benchmark.task], **benchmark.options, "data_files": fingerprints.of_files(getattr(data, "files", [])), "samples": len(data),
+    }  # fmt: skip
+    return fingerprints.plain(settings)
+
+
 def settings_of(
     job: Job,
     benchmark: Benchmark,
     data: Any = None,  # what is measured; None: the benchmark, opened
 ) -> dict[str, Any]:
     "What the numbers of a benchmark depend on."
-    (lmm, head), data = job.models, whole_of(benchmark.data if data is None else data)
-    settings = {
-        "format": FORMAT, "task": benchmark.task, "benchmark": benchmark.title, "data": benchmark.root, "data_name": data_name(benchmark.root),
-        **ASKED[benchmark.task], **benchmark.options, "data_files": fingerprints.of_files(getattr(data, "files", [])), "samples": len(data),
+    lmm, head = job.models
+    settings = data_settings(benchmark, data) | {
         "recipe": job.recipe, "recipe_digest": _recipe(recipes.get(job.recipe)), "lmm": _lmm(job), "dtype": str(lmm.dtype).removeprefix("torch."),
         "head": evaluation.digest(head), "head_kind": head.kind, "sam": _sam(head), "autocast": launch.precision(lmm.device, job.autocast),
         "threshold": job.threshold, "shuffle_phrases": job.shuffle_phrases,
