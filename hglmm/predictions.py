@@ -24,7 +24,8 @@ from pycocotools import mask as coco_mask
 from . import fingerprints, launch
 from .datasets import run_lengths
 from .datasets.core import Sample
-from .datasets.files import decoded as text_of, parsed, read_bytes, read_json
+from .datasets.files import decoded as text_of
+from .datasets.files import parsed, read_bytes, read_json
 from .datasets.places import hidden
 from .errors import DataError, SettingError, nearest, unknown
 
