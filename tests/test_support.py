@@ -190,7 +190,7 @@ def measured(room: Path, world: Path) -> str:
             lmm = lmm_folder(recipe, room)
             for kind, title in CHECKPOINTS.items():
                 head = str(head_checkpoint(recipe, kind, room / f"{name} heads"))
-                job = tasks.Job(name, head, benchmarks=[], lmm=lmm, device="cpu", max_new_tokens=SPOKEN_WORDS)
+                job = tasks.Job(name, head, benchmarks=[], lmm=lmm, device="cpu", question="What is it?", max_new_tokens=SPOKEN_WORDS)
                 cells = []
                 for task in TASKS.values():
                     records = room / f"{name} {kind} {task}"
