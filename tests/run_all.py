@@ -157,7 +157,7 @@ def run_pytest(arguments: list[str]) -> Counter:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         # whole files are dealt out, so that what a file shares is made once; as many threads each as there are cores left
-        spread = ["-n", str(WORKERS), "--dist", "loadfile"]
+        spread = ["-n", str(WORKERS), "--dist", "loadfile", "--no-loadscope-reorder"]
         command = [str(BIN / "python"), "-m", "pytest", "--durations=15", f"--junitxml={report}", *spread, *arguments]
         status = subprocess.run(command, cwd=ROOT, env=ALONE, stdin=subprocess.DEVNULL).returncode
         counts = Counter()
