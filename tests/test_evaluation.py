@@ -4,16 +4,20 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
 import numpy as np
 import pytest
+import torch
 
 from hglmm import checkpoints, choices, evaluation, launch, recipes, tasks, viz
 from hglmm.datasets import layout, toycoco
 from hglmm.datasets.core import Sample
 from hglmm.errors import DataError, SettingError
+from hglmm.geometry import Letterbox
+from hglmm.heads.base import MaskHead
 from hglmm.records import Records
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -433,3 +437,33 @@ def test_each_benchmark_is_opened_once_a_run(notebook, parameters, benchmarks, f
     monkeypatch.setattr(layout, "read_files", lambda *paths: (read.append(paths), reader(*paths))[1])
     program(notebook, limit=1, **parameters)
     assert len(opened) == len(set(opened)) == benchmarks and len(read) == files
+
+
+@pytest.mark.parametrize("side", [64, 128, 512])
+@pytest.mark.parametrize(("width", "height"), [(200, 120), (90, 310), (640, 480)])
+def test_the_order_is_square_cut_sigmoid_picture(width, height, side):
+    "METHOD section 5, for heads that draw below, at and above the square's side, in half precision too; written out pixel by pixel."
+
+    def enlarged(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        "Bilinear, align_corners false."
+        for axis, count in zip((-2, -1), size, strict=True):
+            of = maps.shape[axis]
+            at = np.clip((np.arange(count) + 0.5) * of / count - 0.5, 0, of - 1)
+            low = np.floor(at).astype(int)
+            share = (at - low).reshape((-1, 1) if axis == -2 else (-1,))
+            maps = np.take(maps, low, axis) * (1 - share) + np.take(maps, np.minimum(low + 1, of - 1), axis) * share
+        return maps
+
+    class Drawing(MaskHead):
+        recipe = recipes.get("toy_llava")
+
+        def forward(self, features: list[Any]) -> list[torch.Tensor]:
+            return [logits]
+
+    torch.manual_seed(side)
+    logits, box = (6 * torch.randn(2, side, side)).bfloat16(), Letterbox.fit(width, height, 128)
+    left, top, right, bottom = box.pad
+    square = enlarged(logits.double().numpy(), (128, 128))[:, top : 128 - bottom, left : 128 - right]
+    expected = enlarged(1 / (1 + np.exp(-square)), (height, width))
+    found = evaluation.probabilities(Drawing(), [SimpleNamespace(letterbox=box, levels=torch.zeros(1))])[0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
