@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 from .errors import SettingError
+from .phrases import whole
 
 # %% ../nbs/03a_noun_phrases.ipynb #27e26ced
 PREFERRED = ("en_core_web_sm", "en_core_web_md", "en_core_web_lg", "en_core_web_trf")
@@ -83,13 +84,6 @@ def _trimmed(chunk: Any) -> Any:
     return chunk.doc[tokens[0] : tokens[-1] + 1] if tokens else chunk[:0]
 
 
-def _whole(text: str) -> list[Span]:  # none if there is nothing but blanks
-    "A text as one phrase, without the blanks around it."
-    stripped = text.strip()
-    start = text.find(stripped)
-    return [Span(stripped, start, start + len(stripped))] if stripped else []
-
-
 def noun_phrases(
     text: str,  # an answer
     parser: str | None = None,  # a spaCy pipeline; None: the best that is installed
@@ -98,4 +92,4 @@ def noun_phrases(
     chunks = [_trimmed(chunk) for chunk in load_parser(parser)(text).noun_chunks]
     words = [tuple(token.lower_ for token in chunk if not token.is_space) for chunk in chunks]
     bare = [all(token.pos_ in ("PRON", "DET", "SPACE") for token in chunk) for chunk in chunks]
-    return [Span(chunks[i].text, chunks[i].start_char, chunks[i].end_char) for i in _kept(words, bare)] or _whole(text)
+    return [Span(chunks[i].text, chunks[i].start_char, chunks[i].end_char) for i in _kept(words, bare)] or [Span(text[a:b], a, b) for a, b in whole(text)]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_PHRASE', 'INCOMPLETE', 'WINDOW', 'OVERLAP', 'Tokens', 'tokenize_pieces', 'offsets_of', 'tokens_of_span',
-           'find_span', 'check_span', 'find_spans']
+           'find_span', 'whole', 'check_span', 'find_spans']
 
 # %% ../nbs/03_phrases.ipynb #0a159321
 import re
@@ -124,6 +124,15 @@ def find_span(
     if start < 0 or not phrase:
         raise SettingError(f"the phrase {phrase!r} does not stand in the answer {text!r}. Choose a stretch of the answer itself.")
     return start, start + len(phrase)
+
+
+def whole(
+    text: str,  # an answer
+) -> list[tuple[int, int]]:  # one span, or none if there is nothing but blanks
+    "A text as one phrase, without the blanks around it."
+    stripped = text.strip()
+    start = text.find(stripped)
+    return [(start, start + len(stripped))] if stripped else []
 
 # %% ../nbs/03_phrases.ipynb #b30bfa95
 def _occurrences(text: str, phrase: str) -> list[tuple[int, int]]:

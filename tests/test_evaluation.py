@@ -467,3 +467,11 @@ def test_the_order_is_square_cut_sigmoid_picture(width, height, side):
     expected = enlarged(1 / (1 + np.exp(-square)), (height, width))
     found = evaluation.probabilities(Drawing(), [SimpleNamespace(letterbox=box, levels=torch.zeros(1))])[0]
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("given", ["~/run", "~/run/head", "~/run/head/model.safetensors"])
+def test_heads_are_found_where_the_grounder_finds_them(given, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(ROOT / "checkpoints/toy_head", tmp_path / "run/head")
+    _, head = tasks.Job("toy_llava", given, []).models
+    assert head.kind == "hg" and not head.training
