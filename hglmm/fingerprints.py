@@ -58,7 +58,7 @@ def _contents_table(path: Path) -> str | None:
         return None
     return _hash(json.dumps(sorted(entries)).encode())
 
-
+# %% ../nbs/04_fingerprints.ipynb #c22e41ed
 def of_file(
     path: str | Path,
     whole: int = WHOLE,  # bytes: a larger file is read in part
@@ -194,7 +194,7 @@ def _digests(recorded: Any, now: Any) -> str | None:
             return f"recorded {recorded.get(name)} {unit}, now {now.get(name)}"
     return "another content of the same " + ("size" if "size" in now else "number" if "count" in now else "shape")
 
-
+# %% ../nbs/04_fingerprints.ipynb #ad330017
 def differences(
     recorded: Any,  # a fingerprint that was written down: nested dicts of plain values
     now: Any,  # the same, of today

@@ -1,10 +1,14 @@
 """Everything `make test` checks, with one closing line: `N passed, N failed`.
 
 All stages run, whatever the earlier ones found. Only the standard library is needed here; the tools are run as programs.
+With --quick, what one runs between two edits: style, the library in step, and the files of tests that `QUICK` names (`make test-quick`).
 """
 
+import contextlib
 import os
+import queue
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,6 +17,8 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from zygote import Zygote
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent  # of the virtual environment: its tools lie beside its Python
@@ -26,16 +32,11 @@ ENVIRONMENT = {
 WORKERS = 2  # notebooks, or files of tests, at a time
 ALONE = {**ENVIRONMENT, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # one thread each, and none that spins while it waits
 NOTEBOOK_SECONDS = 600
-
-# run in the notebook's own process: what nbdev_test does to one notebook, with settings.ini read for the flags
-TEST_NOTEBOOK = """
-import sys
-from pathlib import Path
-from nbdev.config import get_config
-from nbdev.test import test_nb
-passed, _ = test_nb(Path(sys.argv[1]), skip_flags=get_config().tst_flags.split(), basepath=get_config().config_path)
-sys.exit(not passed)
-"""
+# of `make test-quick`, under 90 s in all: every room, but no program and no training
+QUICK = (
+    "test_floors.py", "test_setup.py", "test_layout.py", "test_datasets.py", "test_reasonseg.py", "test_user_text.py", "test_recognition.py", "test_metrics.py",
+    "test_toy.py",
+)  # fmt: skip
 
 
 def say(text: str) -> None:
@@ -138,18 +139,39 @@ def notebooks() -> list[str]:
     "The notebooks that are tests: as nbdev_test chooses them."
     found = [Path(n) for n in tree(ROOT) if n.startswith("nbs/") and n.endswith(".ipynb")]
     hidden = [n for n in found if any(part[0] in "_." for part in n.parts)]
-    return [str(n) for n in found if n not in hidden and not (ROOT / n.parent / ".notest").exists()]
+    programs = [n for n in found if "skip_exec: true" in (ROOT / n).read_text(encoding="utf-8")[:1000]]  # nbs/runs: run by papermill
+    return [str(n) for n in found if n not in hidden and n not in programs]
 
 
-def test_notebook(name: str) -> bool:
+def test_notebook(name: str, zygote: Zygote) -> bool:
     "Run one notebook in a process of its own, so that a crash or a hang is its own too."
     start = time.monotonic()
-    try:
-        done = tool("python", "-c", TEST_NOTEBOOK, name, timeout=NOTEBOOK_SECONDS, env=ALONE)
-        fault = (done.stdout[-6000:] or f"ended with status {done.returncode}") if done.returncode else ""
-    except subprocess.TimeoutExpired:
+    status, said = zygote.run("test", name, timeout=NOTEBOOK_SECONDS, environment=ALONE)
+    fault = f"{said[-6000:]}\nended with status {status}" if status else ""
+    if status == -signal.SIGALRM:
         fault = f"did not end within {NOTEBOOK_SECONDS} s"
     return verdict(f"{name}  ({time.monotonic() - start:.0f} s)", fault)
+
+
+def test_notebooks(names: list[str]) -> list[bool]:
+    "All of them, dealt out as they come."
+    todo, results = queue.SimpleQueue(), []
+    for name in names:
+        todo.put(name)
+
+    def work() -> None:
+        zygote = Zygote(env=ALONE)
+        try:
+            while not todo.empty():
+                with contextlib.suppress(queue.Empty):
+                    results.append(test_notebook(todo.get_nowait(), zygote))
+        finally:
+            zygote.close()
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for done in [pool.submit(work) for _ in range(WORKERS)]:
+            done.result()
+    return results
 
 
 def run_pytest(arguments: list[str]) -> Counter:
@@ -171,19 +193,27 @@ def run_pytest(arguments: list[str]) -> Counter:
     return counts
 
 
-def main(arguments: list[str]) -> int:
+def quick_tests() -> list[str]:
+    "Arguments for pytest: the quick files, wherever in tests/ they are."
+    files = {path.name: str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")}
+    if lost := [name for name in QUICK if name not in files]:
+        sys.exit(f"tests/run_all.py: QUICK names {', '.join(lost)}, which tests/ does not have. Name files that are there.")
+    return ["-m", "not slow", *(files[name] for name in QUICK)]
+
+
+def main(arguments: list[str], quick: bool = False) -> int:
     counts = Counter()
     say("== house")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
         copy_tree(copy)
-        results = [check_style(), *check_notebooks(copy), check_readme(copy)]
-    say("== notebooks")
-    with ThreadPoolExecutor(WORKERS) as pool:
-        results += pool.map(test_notebook, notebooks())
+        results = [check_style(), *check_notebooks(copy), *([] if quick else [check_readme(copy)])]
+    if not quick:
+        say("== notebooks")
+        results += test_notebooks(notebooks())
     counts.update("passed" if good else "failed" for good in results)
     say("== pytest")
-    counts += run_pytest(arguments)
+    counts += run_pytest([*quick_tests(), *arguments] if quick else arguments)
     skipped = f", {counts['skipped']} skipped" if counts["skipped"] else ""
     say(f"{counts['passed']} passed, {counts['failed']} failed{skipped}")
     return 1 if counts["failed"] else 0
@@ -193,4 +223,5 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--write-readme"]:
         problem = write_readme(ROOT)
         sys.exit(problem or 0)
-    sys.exit(main(sys.argv[1:]))
+    rest = [argument for argument in sys.argv[1:] if argument != "--quick"]
+    sys.exit(main(rest, quick="--quick" in sys.argv))

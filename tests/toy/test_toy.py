@@ -1,0 +1,145 @@
+"""The toy world stays what it is: the same seeds give the same pictures, sayings and files, byte for byte.
+
+The digests below were taken before the world moved into `hglmm.toy`. Of pictures and panoptic pngs they hold the pixels, as the bytes of a file depend on
+the library that wrote it; Pillow 10.4, 11.3, 12.0 and 13.0 draw the same. Who changes the world on purpose raises `files.VERSION` and puts the new digests here.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import PIL
+import pytest
+from PIL import Image
+
+from hglmm.datasets import toycoco
+from hglmm.toy import files, formats, sayings, things, world
+
+SCENES = {"train": "5b804578284ed56f", "val": "842d830af2d8b9ad", "test": "c09b51fdc2359b50"}  # of the first 20 pictures
+SAYINGS = {"train": "b977b9b5073fb1ae", "val": "116a5d4a29c112e6", "test": "d6ea74efa0901e2a"}  # and of what is said about them
+EASY = "cd2c7e63d7f3a6a5"  # pictures of one and two groups
+FILES = {
+    "GCG/GranDf/annotations/val_test/test_gcg_coco_caption_gt.json": "dd0e568f67aff762",
+    "GCG/GranDf/annotations/val_test/test_gcg_coco_mask_gt.json": "e3601205689e7978",
+    "GCG/GranDf/annotations/val_test/val_gcg_coco_caption_gt.json": "30043f0b48cab783",
+    "GCG/GranDf/annotations/val_test/val_gcg_coco_mask_gt.json": "a00a6ad916153856",
+    "GCG/GranDf_HA_images/val_test/*.jpg": "337d5d713ae1d4cf",
+    "coco/annotations/panoptic_train2017.json": "60a13fdf0450b4b6",
+    "coco/annotations/panoptic_train2017/*.png": "4e82c66e24e1b4dd",
+    "coco/annotations/panoptic_val2017.json": "81359ddd30a7fbc9",
+    "coco/annotations/panoptic_val2017/*.png": "63e1eab2b2e8c741",
+    "coco/annotations/png_coco_train2017.json": "cac5c851fbb41d00",
+    "coco/annotations/png_coco_val2017.json": "5ce14b24ccc5a172",
+    "coco/refcoco+/instances.json": "433c1018a88e42c3",
+    "coco/refcoco+/refs(unc).p": "21122cd523dc1f21",
+    "coco/refcoco/instances.json": "433c1018a88e42c3",
+    "coco/refcoco/refs(unc).p": "0cc8dda06da4e843",
+    "coco/refcocog/instances.json": "433c1018a88e42c3",
+    "coco/refcocog/refs(umd).p": "58ee29ab0c6d2882",
+    "coco/train2014/*.jpg": "de783b43ec3ca76d",
+    "coco/train2017/*.jpg": "afcbe499b34f5a16",
+    "coco/val2017/*.jpg": "337d5d713ae1d4cf",
+    "reason_seg/ReasonSeg/test/*.jpg": "f46362db0791df1c",
+    "reason_seg/ReasonSeg/test/*.json": "7f6c534aa364d538",
+    "reason_seg/ReasonSeg/train/*.jpg": "a8c9b2cde663166e",
+    "reason_seg/ReasonSeg/train/*.json": "51b7e1f0f924631d",
+    "reason_seg/ReasonSeg/val/*.jpg": "d48872b4789bbb24",
+    "reason_seg/ReasonSeg/val/*.json": "b0e20ae112e504b1",
+    "toycoco.json": "4998b38e5cc80ed4",
+}
+COUNTS = {"train": 7, "val": 6, "test": 5}
+
+
+def digest(parts: list[bytes | str]) -> str:
+    "The first 16 digits of the parts' sha256."
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part.encode() if isinstance(part, str) else part)
+    return found.hexdigest()[:16]
+
+
+def said_about(s: world.Scene, seed: int) -> str:
+    "Everything the world can say about a picture."
+    described = [(t.name, t.colour, t.size, t.texture, round(t.x, 6), round(t.y, 6), t.side, t.group) for t in s.things]
+    referred = [sayings.expressions(s, i) for i in range(len(s.things))]
+    asked = (s.stuff, sayings.plain_questions(s), sayings.reason_questions(s), referred)
+    return f"{described!r}{asked!r}{sayings.as_text(sayings.narrative(s, np.random.default_rng(seed)))}"
+
+
+@pytest.mark.parametrize("split", files.SPLITS)
+def test_the_first_pictures_of_a_split(split: str) -> None:
+    scenes = [files.split_scene(0, split, k) for k in range(20)]
+    pixels = [part for s in scenes for part in (repr((s.image.size, s.image.mode)), s.image.tobytes(), s.labels.astype("<i4").tobytes())]
+    assert digest(pixels) == SCENES[split], f"Pillow {PIL.__version__}, numpy {np.__version__}"
+    assert digest([said_about(s, k) for k, s in enumerate(scenes)]) == SAYINGS[split]
+
+
+def test_easy_pictures() -> None:
+    assert digest([world.scene(777, 20_000_000 + k, most).image.tobytes() for k in range(5) for most in (1, 2)]) == EASY
+
+
+def content(path: Path) -> bytes:
+    "What must not change in a file: of a panoptic png the pixels, of a picture nothing (those of a scene are held above)."
+    return b"" if path.suffix == ".jpg" else np.asarray(Image.open(path)).tobytes() if path.suffix == ".png" else path.read_bytes()
+
+
+def test_every_file(tmp_path: Path) -> None:
+    root = files.generate(tmp_path / "world", seed=0, counts=COUNTS)
+    found: dict[str, list[bytes]] = {}
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        name = path.relative_to(root)
+        many = path.suffix in (".jpg", ".png") or "ReasonSeg" in name.parts
+        found.setdefault(f"{name.parent}/*{name.suffix}" if many else str(name), []).extend([path.name.encode(), content(path)])
+    assert {name: digest(parts) for name, parts in found.items()} == FILES
+
+
+def test_another_seed_is_another_world(tmp_path: Path) -> None:
+    first, other = (files.generate(tmp_path / str(seed), seed, {"train": 1, "val": 1, "test": 1}) for seed in (0, 1))
+    narratives = "coco/annotations/png_coco_val2017.json"
+    assert (first / narratives).read_bytes() != (other / narratives).read_bytes()
+
+
+def test_a_world_of_another_version_or_size_is_drawn_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(files, "_write_split", lambda *given, real=files._write_split: (drawn.append(given), real(*given))[1])
+    root, counts = tmp_path / "world", {"train": 1, "val": 1, "test": 1}
+    for expected in (3, 0):
+        drawn.clear()
+        assert files.ensure(root, counts=counts) == root and len(drawn) == expected
+    monkeypatch.setattr(files, "VERSION", files.VERSION + 1)
+    files.ensure(root, counts=counts)
+    assert len(drawn) == 3
+    files.ensure(root, counts={**counts, "val": 2})
+    assert len(drawn) == 6 and len(list((root / "coco/val2017").iterdir())) == 3
+    (root / "toycoco.json").write_text("{")
+    files.ensure(root, counts=counts)
+    assert len(drawn) == 9
+
+
+def test_what_was_interrupted_does_not_look_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "_write_refs", stop)
+    with pytest.raises(KeyboardInterrupt):
+        files.ensure(tmp_path / "world", counts={"train": 1, "val": 1, "test": 1})
+    assert not (tmp_path / "world").exists()
+
+
+# the old door
+
+
+def test_the_old_door_leads_to_every_name() -> None:
+    for room in (things, world, sayings, formats, files):
+        assert all(getattr(toycoco, name) is getattr(room, name) for name in room.__all__)
+    assert files.__name__ == f"hglmm.toy.{toycoco.ROOMS[-1]}" and toycoco.split_scene(seed=0, split="val", index=314).image.size[0] <= toycoco.SQUARE
+    with pytest.raises(ImportError, match="esnure"):
+        from hglmm.datasets.toycoco import esnure  # noqa: F401
+
+
+def test_what_is_replaced_at_the_door_is_replaced_behind_it(tmp_path: Path) -> None:
+    real = files.generate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toycoco, "generate", lambda root, *_: root / "replaced")
+        assert toycoco.ensure(tmp_path, counts={"train": 1}) == tmp_path / "replaced"
+    assert files.generate is toycoco.generate is real

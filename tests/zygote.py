@@ -1,0 +1,144 @@
+"""A process that has torch, transformers and hglmm loaded, and runs notebooks in children of its own: each is a fresh process, and none waits for the imports.
+
+`Zygote()` starts it; `.run(words)` is one run. As a program it reads a line of JSON a run and answers with one.
+
+    test PATH                    a notebook that is a test, as nbdev_test runs it
+    papermill NOTEBOOK OUT ...   a program under papermill, its cells run in the child itself instead of a kernel
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PRELOADED = (
+    "torch", "transformers.models.llava.modeling_llava", "transformers.models.sam.modeling_sam", "accelerate", "matplotlib.pyplot", "nbdev.test", "papermill.cli",
+    "IPython.core.display", "tensorboard.compat", "torch.utils.tensorboard", "hglmm.grounder", "hglmm.lmm.llava", "hglmm.lmm.deepseek_vl", "hglmm.runs.training", "hglmm.runs.workers",
+)  # fmt: skip
+
+
+class Zygote:
+    "The other end of the pipe. One run at a time."
+
+    def __init__(self, **options):
+        self.lock, self.options, self.process = threading.Lock(), options, None
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, **self.options)
+
+    def run(self, *words: str, timeout: int = 600, cwd: Path = ROOT, environment: dict[str, str] | None = None) -> tuple[int, str]:
+        "Exit status (negative: the signal that ended it) and all it said."
+        with self.lock, tempfile.NamedTemporaryFile("r", errors="replace") as log:
+            order = {"words": words, "log": log.name, "timeout": timeout, "cwd": str(cwd), "environment": dict(os.environ if environment is None else environment)}
+            answer = ""
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.write(json.dumps(order) + "\n")
+                self.process.stdin.flush()
+                answer = self.process.stdout.readline()
+            if answer:
+                return json.loads(answer), log.read()
+            self.close()  # it is gone; the next run finds a new one
+            self.start()
+            return -1, log.read() + "\nthe process that runs notebooks ended; out of memory?"
+
+    def close(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
+
+
+# --- in the child
+
+
+def test(path: str) -> bool:
+    "What nbdev_test does to one notebook, with settings.ini read for the flags."
+    from nbdev.config import get_config
+    from nbdev.test import test_nb
+
+    return test_nb(Path(path), skip_flags=get_config().tst_flags.split(), basepath=get_config().config_path)[0]
+
+
+def in_process() -> None:
+    "Teach papermill to run cells right here."
+    from execnb.shell import CaptureShell
+    from nbformat.v4 import output_from_msg
+    from papermill.engines import Engine, papermill_engines
+
+    class Here(Engine):
+        @classmethod
+        def execute_managed_notebook(cls, manager, kernel_name, log_output=False, **options):
+            shell = CaptureShell()
+            history = shell.user_ns["In"] = [""]
+            manager.notebook_start()
+            for k, cell in enumerate(manager.nb.cells):
+                manager.cell_start(cell, k)
+                if cell.cell_type == "code":
+                    history.append(cell.source)
+                    cell["idx_"] = k  # execnb names cells by it
+                    shell.cell(cell)
+                    del cell["idx_"]
+                    cell.outputs = [out if isinstance(out, dict) else output_from_msg(out) for out in cell.outputs]
+                    for out in cell.outputs:
+                        print("".join(out.get("text", [])) or "".join(out.get("data", {}).get("text/plain", [])) or "\n".join(out.get("traceback", [])), flush=True)
+                    if shell.exc:
+                        manager.cell_exception(cell, k, exception=shell.exc)
+                        break
+                manager.cell_complete(cell, k)
+            manager.notebook_complete()
+
+    papermill_engines.register("here", Here)
+
+
+def program(words: list[str]) -> bool:
+    "papermill's command line."
+    from papermill.cli import papermill
+
+    in_process()
+    papermill.main([*words, "--engine", "here"], standalone_mode=False)
+    return True
+
+
+def child(order: dict) -> bool:
+    "One run."
+    import signal
+
+    log = os.open(order["log"], os.O_WRONLY | os.O_APPEND)
+    os.dup2(log, 1), os.dup2(log, 2), os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    os.chdir(order["cwd"])
+    signal.alarm(order["timeout"])
+    kind, *words = order["words"]
+    return test(*words) if kind == "test" else program(words)
+
+
+def main() -> None:
+    "Fork for each line."
+    import importlib
+    import traceback
+
+    for name in PRELOADED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    for line in sys.stdin:
+        process = os.fork()
+        if not process:
+            good = False
+            try:
+                good = child(json.loads(line))
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush(), sys.stderr.flush()
+                os._exit(0 if good else 1)
+        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
