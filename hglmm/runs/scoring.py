@@ -19,7 +19,7 @@ from .. import paths
 from ..datasets.core import Sample
 from ..datasets.places import grandf_paths
 from ..errors import DataError, SettingError, unknown
-from ..look.gallery import gallery
+from ..look import gallery
 from ..metrics import gcg
 from ..progress import progress
 from . import evaluation, score_files, tasks
