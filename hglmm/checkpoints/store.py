@@ -219,9 +219,10 @@ def _misfits(
 
 def told(
     misfits: dict[str, list[str]],  # kind of problem: names of tensors, maybe with what is wrong
+    most: int = 10,  # names of a kind
 ) -> str:  # empty: nothing
     "What is unaccounted for, in words."
-    return "; ".join(f"{problem} ({len(names)}): {listed(names)}" for problem, names in misfits.items() if names)
+    return "; ".join(f"{problem} ({len(names)}): {listed(names, most)}" for problem, names in misfits.items() if names)
 
 
 def accounted(

@@ -116,7 +116,7 @@ class Ledger:
 
     def close(self, folder: Path, missing: list[str]) -> None:
         "Raise if anything is unaccounted for."
-        if said := told({"missing": missing, "left over": self.left_over, "wrong": self.wrong}):
+        if said := told({"missing": missing, "left over": self.left_over, "wrong": self.wrong}, 20):
             raise CheckpointError(f"{folder}: not the weights that config.json there describes. {said}. Fetch the folder again, or choose the right one.")
 
 

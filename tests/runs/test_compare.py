@@ -11,7 +11,7 @@ import pytest
 
 from hglmm.errors import DataError, HGLMMError, SettingError
 from hglmm.runs import compare_table, measured, score_files
-from hglmm.runs.compare import compare
+from hglmm.runs.compare import NOTES, compare
 from hglmm.runs.records import Records
 
 PICTURES, REPEATS, SEED = 24, 60, 5
@@ -155,7 +155,7 @@ def test_toycoco_has_no_published_numbers(tmp_path, small_world):
         write(tmp_path / run, "refcoco val (standard)", "res", 0.0, data=data)
         comparison = compared(tmp_path, run)
         assert [n.method for n in comparison.lines[0].published] == (["LISA-7B, fine-tuned", "GLaMM-7B"] if run == "real" else [])
-        assert (compare.NOTES["toy"] in repr(comparison)) == (run != "real")
+        assert (NOTES["toy"] in repr(comparison)) == (run != "real")
 
 
 def test_reasoning_segmentation_is_paired(tmp_path):
@@ -173,7 +173,7 @@ def test_grounded_conversation_is_taken_from_scores(tmp_path):
         (tmp_path / run / "scores.json").write_text(json.dumps({"scores": {"AP50": value, "mIoU": 60.0}, "intervals": {"AP50": [value - 1, value + 1]}}))
     comparison = compared(tmp_path, "first", "second")
     assert comparison.lines[0].values == {"first": 30.0, "second": 31.5} and comparison.lines[0].differences == {}
-    assert [n.value for n in comparison.lines[1].published] == [66.3, None] and compare.NOTES["gcg"] in comparison.notes
+    assert [n.value for n in comparison.lines[1].published] == [66.3, None] and NOTES["gcg"] in comparison.notes
     assert len(compare_table.forest(comparison).axes) == 1
     (tmp_path / "second/scores.json").unlink()
     with pytest.raises(DataError, match="second/scores.json: no such file"):
@@ -253,7 +253,7 @@ def test_published_numbers_stand_beside_the_whole_benchmark(title, task, tmp_pat
     threshold = {"reasonseg": 0.3}.get(task, 0.5)
     write(tmp_path / "whole", title, task, 0.0, **real_settings(threshold=threshold))
     found = compared(tmp_path, "whole")
-    assert any(line.published for line in found.lines) and found.notes == [compare.NOTES["published"]]
+    assert any(line.published for line in found.lines) and found.notes == [NOTES["published"]]
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_published_numbers_are_left_out_where_records_speak_against_them(title, 
     runs = [("part",)] if "threshold" in changed else [("part",), ("whole", "part"), ("part", "whole")]
     for names in runs:
         found = compared(tmp_path, *names)
-        assert not any(line.published for line in found.lines) and compare.NOTES["published"] not in found.notes
+        assert not any(line.published for line in found.lines) and NOTES["published"] not in found.notes
         assert any(f"{title}: no published numbers beside" in note and reason in note for note in found.notes), found.notes
         assert "arXiv" not in repr(found) and "arXiv" not in found._repr_html_()
 

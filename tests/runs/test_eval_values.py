@@ -26,7 +26,7 @@ from hglmm.heads.base import MaskHead
 from hglmm.lmm.features import Features
 from hglmm.metrics import captions, gcg, similarity
 from hglmm.runs import benchmarks, evaluation, score_files, tasks
-from hglmm.runs.compare import compare, noted_scores
+from hglmm.runs.compare import NOTES, compare, noted_scores
 from hglmm.runs.measured import read_run
 from hglmm.runs.records import Records
 from hglmm.runs.scores import reasonseg_scores
@@ -297,7 +297,7 @@ def test_two_heads_answer_the_same_questions(asked, tmp_path):
     found = compare({name: runs[name] for name in ("first", "second")}, repeats=10)
     lines = {line.score: line for line in found.lines}
     assert lines["cIoU"].values == pytest.approx({"first": 100 * 52 / 218, "second": 100 * 88 / 218}) and lines["cIoU"].benchmark == "ReasonSeg val"
-    assert [n.value for n in lines["gIoU"].published] == [52.9, None] and found.notes[-1] == compare.NOTES["published"] and len(found.notes) == 2
+    assert [n.value for n in lines["gIoU"].published] == [52.9, None] and found.notes[-1] == NOTES["published"] and len(found.notes) == 2
     alone = compare({"strict": runs["strict"]}, repeats=10)
     assert alone.notes == ["ReasonSeg val: no published numbers beside gIoU, cIoU: threshold 0.5 (published: 0.3)."] and alone.lines[0].published == []
     with pytest.raises(SettingError, match="threshold is 0.5, but 0.3"):

@@ -20,7 +20,7 @@ lr: float = 1e-4  # AdamW learning rate
 protocol: str = "hg"  # how sentences are joined
 limit: int | None = None  # first samples only (None: all)
 """
-SETTINGS = 'from hglmm import launch\nsettings = parameters.parameters(lr=(0, 1), protocol=["hg", "standard"], limit=(1, None))'
+SETTINGS = 'from hglmm.runs import parameters\nsettings = parameters.parameters(lr=(0, 1), protocol=["hg", "standard"], limit=(1, None))'
 REPORT = 'print("settings:", settings.as_dict())'
 
 

@@ -127,7 +127,7 @@ def test_a_samples_file_lies_there_before_its_record(small_world, tmp_path, monk
 def test_a_sample_that_cannot_be_kept_is_not_recorded(small_world, tmp_path, monkeypatch):
     job = job_of(small_world, tmp_path / "run", 0.5, keep="masks")
     benchmark = job.benchmarks[0]
-    victim, encode = benchmark.open()[1], predictions.launch.writing
+    victim, encode = benchmark.open()[1], predictions.paths.writing
     full = predictions.file_of(Path(benchmark.folder) / "masks", victim.id, ".json")
 
     def writing(path):
@@ -135,7 +135,7 @@ def test_a_sample_that_cannot_be_kept_is_not_recorded(small_world, tmp_path, mon
             raise OSError("No space left on device")
         return encode(path)
 
-    monkeypatch.setattr(predictions.launch, "writing", writing)
+    monkeypatch.setattr(predictions.paths, "writing", writing)
     records = tasks.measure(job, benchmark, benchmark.open())
     assert victim.id not in records.done() and "No space left" in records.failures()[0].error and len(records.done()) == 2
     monkeypatch.undo()

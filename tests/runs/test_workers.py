@@ -25,7 +25,7 @@ from hglmm.runs.tasks import Job
 pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("HGLMM_KILLS", 3))
-RUN = "import sys; from pathlib import Path; from hglmm import workers; from hglmm.runs.tasks import Job; p = Path(sys.argv[1]); workers.run(Job.read(p), p.parent, int(sys.argv[2]))"
+RUN = "import sys; from pathlib import Path; from hglmm.runs import workers; from hglmm.runs.tasks import Job; p = Path(sys.argv[1]); workers.run(Job.read(p), p.parent, int(sys.argv[2]))"
 
 
 def make_job(world: Path, folder: Path) -> Path:
@@ -214,7 +214,7 @@ def test_another_launcher_starts_workers_too(undisturbed, small_world, tmp_path)
 
 ORPHAN = """
 import subprocess, sys, time
-child = "import sys, time; from hglmm import workers; workers.work = lambda *_: (print('at work', flush=True), time.sleep(600)); workers.main(sys.argv[1])"
+child = "import sys, time; from hglmm.runs import workers; workers.work = lambda *_: (print('at work', flush=True), time.sleep(600)); workers.main(sys.argv[1])"
 worker = subprocess.Popen([sys.executable, "-c", child, sys.argv[1]], stdout=subprocess.PIPE, text=True)
 print(worker.pid, worker.stdout.readline(), flush=True)
 time.sleep(600)
@@ -251,7 +251,7 @@ def test_a_worker_whose_parent_was_gone_before_it_began_ends_too(small_world, tm
     gone = subprocess.Popen(["true"])
     gone.wait()
     orders = f"1 {gone.pid} {workers._digest(job.read_bytes())}"
-    child = "import sys, time; from hglmm import workers; workers.work = lambda *_: time.sleep(600); workers.main(sys.argv[1])"
+    child = "import sys, time; from hglmm.runs import workers; workers.work = lambda *_: time.sleep(600); workers.main(sys.argv[1])"
     assert subprocess.run([sys.executable, "-c", child, str(job)], env={**os.environ, "HGLMM_WORKER": orders}, timeout=60).returncode == 3
 
 
