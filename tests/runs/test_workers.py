@@ -114,7 +114,7 @@ def test_a_worker_that_fails_fails_the_run_and_is_heard(small_world, tmp_path):
     job.write_text(json.dumps({**content, "head": "checkpoints/nowhere"}))
     run = start(job, 2)
     said, _ = run.communicate(timeout=120)
-    assert run.returncode == 1 and "checkpoints/nowhere" in said and "no such folder" in said and not workers_of(job)
+    assert run.returncode == 1 and "checkpoints/nowhere" in said and "no such file or folder" in said and not workers_of(job)
 
 
 # what goes wrong in a worker: put in place of `tasks.measure` before the worker begins
