@@ -18,10 +18,13 @@ _FRONT = {
     "Grounder": "grounder", "FrozenLMM": "lmm.frozen", "Features": "lmm.features", "HGHead": "heads.hg", "Letterbox": "geometry",
     "Recipe": "recipes", "Sample": "datasets.core",
 }  # fmt: skip
+_MOVED = {"training": "runs.training", "evaluation": "runs.evaluation"}  # modules that stood here, for scripts that still ask for them
 
 
 def __getattr__(name: str):
-    "The class of that name, imported now."
+    "The class of that name, or the module that stood here, imported now."
+    if name in _MOVED:
+        return importlib.import_module(f"hglmm.{_MOVED[name]}")
     if name not in _FRONT:
         raise AttributeError(f"module 'hglmm' has no attribute {name!r}")
     return getattr(importlib.import_module(f"hglmm.{_FRONT[name]}"), name)

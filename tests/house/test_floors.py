@@ -53,11 +53,11 @@ def modules(package: Path) -> dict[str, Path]:
 
 
 def doors(known: dict[str, Path]) -> dict[str, str]:
-    "Names that a package's front door opens to another room: `hglmm.Grounder` is `hglmm.grounder`. A table of such names is `_FRONT` or `_UPSTAIRS`."
+    "Names that a package's front door opens to another room: `hglmm.Grounder` is `hglmm.grounder`. Such tables are `_FRONT`, `_MOVED` and `_UPSTAIRS`."
     found = {}
     for module, path in known.items():
         for node in ast.parse(path.read_text(encoding="utf-8")).body if path.name == "__init__.py" else ():
-            if isinstance(node, ast.Assign) and node.targets[0].id in ("_FRONT", "_UPSTAIRS"):
+            if isinstance(node, ast.Assign) and node.targets[0].id in ("_FRONT", "_MOVED", "_UPSTAIRS"):
                 found |= {f"{module}.{name}": f"{module.split('.')[0]}.{room}" for name, room in ast.literal_eval(node.value).items()}
     return found
 
