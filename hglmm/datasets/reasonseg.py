@@ -155,6 +155,11 @@ class ReasonSeg:
         "The ids of the samples: picture, and which of its texts."
         return [f"{path.stem}/{number}" for path, number, _, _ in self.questions]
 
+    @property
+    def image_ids(self) -> list[str]:
+        "The picture of each sample."
+        return [path.stem for path, _, _, _ in self.questions]
+
 # %% ../../nbs/datasets/11_reasonseg.ipynb #980e66c5
 def _nothing_drawn(shapes: list[dict], source: str) -> str:
     "What to note of a picture in which no answer is drawn; empty if one is, or if that cannot be told."
