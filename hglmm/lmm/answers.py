@@ -95,6 +95,14 @@ def portions(
     return [slice(a, b) for a, b in zip(ends, [*ends[1:], len(lengths)], strict=True) if a < b]
 
 # %% ../../nbs/lmm/06_answers.ipynb #91be82ce
+def _room(self: FrozenLMM) -> int:
+    "Tokens of which `CACHE` holds the keys and values."
+    config = self.causal_lm.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    numbers = 2 * config.num_hidden_layers * heads * (config.hidden_size // config.num_attention_heads)
+    return CACHE // (numbers * self.dtype.itemsize)
+
+
 def _end(self: FrozenLMM) -> int:
     "The token that ends an answer."
     if self.tokenizer.eos_token_id is None:
@@ -148,11 +156,9 @@ def answers(
     questions = [questions] * len(images) if isinstance(questions, str) else questions
     if len(images) != len(questions):
         raise SettingError(f"questions: {len(questions)} of them for {len(images)} pictures. Expected one for each, or one text for all.")
-    prompts, images, config = [self.ask_ids(question) for question in questions], [upright(image) for image in images], self.causal_lm.config
-    numbers = 2 * config.num_hidden_layers * getattr(config, "num_key_value_heads", config.num_attention_heads) * (config.hidden_size // config.num_attention_heads)
-    room = CACHE // (numbers * self.dtype.itemsize)
+    prompts, images = [self.ask_ids(question) for question in questions], [upright(image) for image in images]
     lengths = [len(ids) - ids.count(self.image_token) + self.recipe.grid**2 + max_new_tokens for ids in prompts]
-    return [one for part in portions(lengths, room) for one in _answers_of(self, images[part], prompts[part], max_new_tokens, keep)]
+    return [one for part in portions(lengths, _room(self)) for one in _answers_of(self, images[part], prompts[part], max_new_tokens, keep)]
 
 
 def answer(

@@ -1,8 +1,6 @@
 "Evaluation goes by pictures: what is said about one is measured together, read ahead, and the records are those of one sample at a time."
 
-import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,12 +64,6 @@ def test_a_dataset_knows_the_picture_of_each_sample(task, protocol, tmp_path):
     assert data.image_ids == known and Subset(data, [1, 0]).image_ids == known[1::-1]
     if protocol == "standard" or task == "reasonseg":
         assert len(set(known)) < len(known)
-
-
-@pytest.fixture
-def one_by_one(monkeypatch) -> None:
-    "Every sentence brings its own picture, as if nobody knew that they are the same."
-    monkeypatch.setattr(frozen, "distinct_pictures", lambda images: (images, list(range(len(images)))))
 
 
 def test_sentences_are_measured_together_and_the_records_are_the_same(measured, monkeypatch):
@@ -169,10 +161,9 @@ def test_answers_of_several_pictures_make_the_same_records(task, options, measur
     assert columns(measured(task, "alone", {"split": "val", **options}, limit=10, batch_size=1)) == together
 
 
-def test_the_last_picture_is_not_another_datasets(small_world, tmp_path):
+def test_the_picture_that_is_kept_is_not_taken_for_another(small_world):
     "What a dataset keeps of the picture it opened last goes by the picture."
     data = layout.open_refcoco(small_world, "refcoco", "val", "standard")
     first = [i for i, picture in enumerate(data.image_ids) if picture == data.image_ids[0]]
     other = next(i for i in range(len(data)) if i not in first)
     assert data[0].image != data[other].image and data[0].image == data[first[-1]].image
-    assert dataclasses.is_dataclass(data[0]) and Path(small_world).is_dir()
