@@ -1,7 +1,6 @@
 "Answers of several pictures at once: those of one picture at a time, with the vocabulary's logits of the last position only."
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from hglmm.datasets.reasonseg import question_prompt
 from hglmm.errors import DataError, SettingError
 from hglmm.lmm import answers as room
 from hglmm.lmm.frozen import FrozenLMM
+from hglmm.lmm.greedy import speak
 
 DESCRIBE, MANY = "Please give me a detailed description of the image.", 24
 
@@ -83,15 +83,14 @@ def test_the_vocabulary_is_asked_for_the_last_position_only(toy, pictures, monke
     finally:
         handle.remove()
     words = toy.causal_lm.config.vocab_size
-    assert asked == [(3, 1, words)] * 3 and seen == [2]  # a picture that comes twice is looked at once
+    assert asked == [(3, words)] * 3 and seen == [2]  # a picture that comes twice is looked at once
     ids = torch.zeros(1, 4, dtype=torch.long)
     assert toy.causal_lm(ids).logits.shape == (1, 4, words)  # and afterwards it is the model it was
 
 
 def test_no_more_at_once_than_there_is_room_for(toy, pictures, monkeypatch):
     expected, sizes = toy.answers(pictures[:5], "What?", max_new_tokens=8), []
-    generate = toy.causal_lm.generate
-    monkeypatch.setattr(toy.causal_lm, "generate", lambda *args, **given: (sizes.append(len(given["inputs_embeds"])), generate(*args, **given))[1])
+    monkeypatch.setattr(room, "speak", lambda lm, prompts, *given: (sizes.append(len(prompts)), speak(lm, prompts, *given))[1])
     token = 2 * toy.recipe.layers * toy.recipe.width * 4  # bytes of its keys and values
     length = len(expected[0].context.prompt.embeddings) + 8
     for most, wanted in ((2 * length * token, [2, 2, 1]), (2 * length * token - 1, [1] * 5), (1, [1] * 5), (5 * length * token, [5])):
@@ -122,7 +121,16 @@ def test_nothing_to_answer_and_questions_that_do_not_fit(toy, pictures):
 
 def test_a_padded_place_is_never_looked_at(toy, pictures, monkeypatch):
     "Whatever stands there."
-    questions, pad = ["What?", question_prompt("something that one can drink from")], room.F.pad
+    questions, pad = ["What?", question_prompt("something that one can drink from")], torch.nn.utils.rnn.pad_sequence
     expected = toy.answers(pictures[:2], questions, max_new_tokens=MANY)
-    monkeypatch.setattr(room, "F", SimpleNamespace(pad=lambda x, sides: pad(x, sides, value=3.0)))
+    monkeypatch.setattr(torch.nn.utils.rnn, "pad_sequence", lambda prompts, batch_first: pad(prompts, batch_first, padding_value=3.0))
     assert toy.answers(pictures[:2], questions, max_new_tokens=MANY) == expected
+
+
+def test_who_has_ended_leaves(toy, pictures, monkeypatch):
+    "No word is read of a sequence that has come to its end."
+    answers, sizes, forward = toy.answers(pictures[:5], DESCRIBE), [], toy.causal_lm.model.forward
+    monkeypatch.setattr(toy.causal_lm.model, "forward", lambda **given: (sizes.append(given["inputs_embeds"].shape[:2]), forward(**given))[1])
+    assert toy.answers(pictures[:5], DESCRIBE) == answers
+    assert sizes[0][0] == 5 and all(tokens == 1 for _, tokens in sizes[1:])
+    assert sum(rows for rows, _ in sizes[1:]) == sum(len(one.tokens) for one in answers)

@@ -11,7 +11,7 @@ from tiny_data import FILES, Tiny
 from hglmm.datasets import layout, refcoco
 from hglmm.datasets.core import Sample, Subset
 from hglmm.errors import DataError
-from hglmm.lmm import frozen
+from hglmm.lmm import answers, frozen
 from hglmm.runs import evaluation, tasks
 from hglmm.runs.benchmarks import Benchmark
 from hglmm.runs.records import Records
@@ -154,8 +154,8 @@ def test_the_control_takes_another_pictures_phrases(measured, models, monkeypatc
 
 @pytest.mark.parametrize("task, options", [("gcg", {}), ("reasonseg", {"paraphrases": True})])
 def test_answers_of_several_pictures_make_the_same_records(task, options, measured, models, monkeypatch):
-    sizes, generate = [], models[0].causal_lm.generate
-    monkeypatch.setattr(models[0].causal_lm, "generate", lambda *args, **given: (sizes.append(len(given["inputs_embeds"])), generate(*args, **given))[1])
+    sizes, speak = [], answers.speak
+    monkeypatch.setattr(answers, "speak", lambda lm, prompts, *given: (sizes.append(len(prompts)), speak(lm, prompts, *given))[1])
     together = columns(measured(task, "together", {"split": "val", **options}, limit=10, batch_size=8))
     assert max(sizes) >= 8 and len(sizes) < 5
     assert columns(measured(task, "alone", {"split": "val", **options}, limit=10, batch_size=1)) == together
