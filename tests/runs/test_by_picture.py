@@ -144,7 +144,7 @@ def test_the_control_takes_another_pictures_phrases(measured, models, monkeypatc
         return given[-1][1]
 
     monkeypatch.setattr(tasks.inference, "swap_phrases", swapped)
-    measured("res", "control", STANDARD, limit=24, batch_size=3, shuffle_phrases=True)
+    measured("res", "control", STANDARD, limit=48, batch_size=2, shuffle_phrases=True)
     assert len(given) > 1
     for features, control in given:
         donors = [next(one for one in features if np.array_equal(one.text[0], other.text[0])) for other in control]
