@@ -112,7 +112,7 @@ def measure_questions(job: Job, samples: list[Sample], keep: Keep | None = None)
     "One record per question of ReasonSeg."
     lmm, head = job.models
     found, questions = [], [question_prompt(sample.info["question"]) for sample in samples]
-    for sample, answer in zip(samples, lmm.answers([sample.image for sample in samples], questions, job.max_new_tokens), strict=True):
+    for sample, answer in zip(samples, lmm.each_answer([sample.image for sample in samples], questions, job.max_new_tokens), strict=True):
         likely = ground_answer(lmm, head, answer, whole(answer.text), job.autocast)[0].max(0, keepdims=True, initial=0)
         answer.forget()
         said = answer.text.strip()
@@ -126,7 +126,7 @@ def measure_descriptions(job: Job, samples: list[Sample], keep: Keep | None = No
     "One record per noun phrase of what the LMM says of a picture; one with no phrase if it says nothing."
     lmm, head = job.models
     found = []
-    for sample, answer in zip(samples, lmm.answers([sample.image for sample in samples], job.question, job.max_new_tokens), strict=True):
+    for sample, answer in zip(samples, lmm.each_answer([sample.image for sample in samples], job.question, job.max_new_tokens), strict=True):
         spans = noun_phrases(answer.text)
         likely, _ = ground_answer(lmm, head, answer, [(s.start, s.end) for s in spans], job.autocast)
         answer.forget()

@@ -69,7 +69,7 @@ def test_what_is_kept_of_an_answer_is_its_own(toy, pictures):
     "Not a view into what all had together: to forget one gives its memory back."
     one, other = toy.answers(pictures[:2], ["What?", "What is on the left?"], max_new_tokens=4)
     layers = [kept for answer in (one, other) for layer in answer.context.past for kept in layer]
-    assert all(kept.untyped_storage().nbytes() == kept.nbytes for kept in layers)
+    assert all(kept.untyped_storage().nbytes() == kept.nbytes for kept in [*layers, one.context.levels, one.context.pixels])
     assert layers[0].shape[2] == len(one.context.prompt.embeddings) < layers[-1].shape[2] == len(other.context.prompt.embeddings)
     assert [answer.context for answer in toy.answers(pictures[:2], "What?", max_new_tokens=4, keep=False)] == [None, None]
 
@@ -93,10 +93,21 @@ def test_no_more_at_once_than_there_is_room_for(toy, pictures, monkeypatch):
     monkeypatch.setattr(room, "speak", lambda lm, prompts, *given: (sizes.append(len(prompts)), speak(lm, prompts, *given))[1])
     token = 2 * toy.recipe.layers * toy.recipe.width * 4  # bytes of its keys and values
     length = len(expected[0].context.prompt.embeddings) + 8
-    for most, wanted in ((2 * length * token, [2, 2, 1]), (2 * length * token - 1, [1] * 5), (1, [1] * 5), (5 * length * token, [5])):
+    for most, wanted in ((2 * length * token, [1, 2, 2]), (2 * length * token - 1, [1] * 5), (1, [1] * 5), (5 * length * token, [5]), (4 * length * token, [2, 3])):
         sizes.clear()
         monkeypatch.setattr(room, "CACHE", most)
         assert toy.answers(pictures[:5], "What?", max_new_tokens=8) == expected and sizes == wanted
+
+
+def test_the_next_ones_are_asked_when_these_are_taken(toy, pictures, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(room, "speak", lambda lm, prompts, *given: (sizes.append(len(prompts)), speak(lm, prompts, *given))[1])
+    monkeypatch.setattr(room, "portions", lambda count, most: [slice(0, 2), slice(2, 4)])
+    taken = []
+    for one in toy.each_answer(pictures[:4], "What?", max_new_tokens=4):
+        taken.append((one.context is not None, list(sizes)))
+        one.forget()
+    assert taken == [(True, [2]), (True, [2]), (True, [2, 2]), (True, [2, 2])]
 
 
 def test_each_answer_ends_where_its_own_context_does(toy, pictures, monkeypatch):

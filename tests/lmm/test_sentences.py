@@ -87,6 +87,13 @@ def test_sentences_of_one_picture_have_the_features_they_have_alone(lmm):
     assert all(one.tokens is None for one in lmm.encode(samples[:3]))
 
 
+def test_a_phrase_may_lie_in_what_sentences_have_in_common(lmm):
+    samples = [about(picture(0), "the red mug", "a key"), about(picture(0), "the red mug", "a mug"), about(picture(0), "the red mug")]
+    for some in (samples, samples[:1] * 2):
+        for ours, sample in zip(lmm.encode(some, tokens=True), some, strict=True):
+            assert apart(ours, lmm.encode([sample], tokens=True)[0]) < 1e-5
+
+
 def test_more_than_a_row_has_room_for(lmm, monkeypatch):
     samples = sentences()
     together = lmm.encode(samples, tokens=True)

@@ -66,7 +66,7 @@ class Told:
     def __init__(self, answers: dict[int, tuple[str, dict[str, tuple[range, float]]]], cut: set[int] = frozenset()):
         self.told, self.cut, self.asked = answers, cut, []
 
-    def answers(self, images: list[Image.Image], questions: str | list[str], max_new_tokens: int = 1024) -> list[Said]:
+    def each_answer(self, images: list[Image.Image], questions: str | list[str], max_new_tokens: int = 1024) -> list[Said]:
         questions = [questions] * len(images) if isinstance(questions, str) else questions
         self.asked += [(question, max_new_tokens) for question in questions]
         return [Said(self.told[image.width][0], image, image.width in self.cut) for image in images]
