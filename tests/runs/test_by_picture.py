@@ -1,5 +1,6 @@
 "Evaluation goes by pictures: what is said about one is measured together, read ahead, and the records are those of one sample at a time."
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -90,11 +91,12 @@ def test_however_the_work_is_split_the_table_is_the_same(measured, tmp_path):
 
 
 def test_each_picture_is_opened_prepared_and_seen_once(measured, models, small_world, monkeypatch):
-    lmm, counts = models[0], {"opened": 0, "prepared": 0, "seen": 0}
+    lmm, counts, threads = models[0], {"opened": 0, "prepared": 0, "seen": 0}, set()
     opened, prepare, see = refcoco.open_annotated, type(lmm).prepare, type(lmm).see
 
     def count(what: str, result: Any, number: int = 1) -> Any:
         counts[what] += number
+        threads.add((what, threading.current_thread().name.startswith("reader")))
         return result
 
     monkeypatch.setattr(refcoco, "open_annotated", lambda *given: count("opened", opened(*given)))
@@ -103,6 +105,7 @@ def test_each_picture_is_opened_prepared_and_seen_once(measured, models, small_w
     records = measured("res", "counted", STANDARD, limit=30)
     pictures = len(set(records.table()["picture"]))
     assert counts == {"opened": pictures, "prepared": pictures, "seen": pictures} and pictures < 15
+    assert threads == {("opened", True), ("prepared", True), ("seen", False)}
     data = layout.open_refcoco(small_world, "refcoco", "val", "standard")
     first, second = data[0].image, data[1].image
     assert first is not second and first == second  # a sample's picture is its own to draw on
