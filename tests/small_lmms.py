@@ -9,7 +9,16 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.normalizers import Prepend, Replace
 from tokenizers.normalizers import Sequence as Normalizers
-from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaTokenizerFast, LlavaConfig, LlavaNextConfig, PretrainedConfig
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlamaTokenizerFast,
+    LlavaConfig,
+    LlavaNextConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+)
 
 from hglmm import recipes
 from hglmm.lmm import deepseek_vision, deepseek_vl, llava
@@ -122,6 +131,20 @@ def tiny_deepseek(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FrozenLMM:
     prompt = "<image_placeholder>" * 16 + "Please give me a description of the image."
     recipe = recipes.replace("deepseek_vl_1_3b", layers=3, heads=4, width=32, grid=4, image_size=32, dtype="float32", prompt=prompt)
     return FrozenLMM.load(recipe, folder / "lmm", device="cpu")
+
+
+FAMILIES = ("toy_llava", "deepseek_vl", "mistral", "qwen2")
+
+
+def small_lmm(kind: str, folder: Path, patch: pytest.MonkeyPatch) -> FrozenLMM:
+    "One of `FAMILIES`: the toy as it is shipped, the others narrow and with random weights."
+    if kind == "toy_llava":
+        return FrozenLMM.load("toy_llava", device="cpu")
+    if kind == "deepseek_vl":
+        return tiny_deepseek(folder, patch)
+    text = {"mistral": MistralConfig, "qwen2": Qwen2Config}[kind](**TEXT_SIZES, num_key_value_heads=2)
+    recipe = recipes.replace("llava_1_5_7b", **RECIPE_SIZES, text_type=kind)
+    return FrozenLMM.load(recipe, llava_folder(folder / kind, text, tower_layers=24), "cpu")
 
 
 class Hostile:

@@ -5,10 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 from PIL import Image
-from small_lmms import RECIPE_SIZES, TEXT_SIZES, llava_folder, tiny_deepseek
-from transformers import MistralConfig, Qwen2Config
+from small_lmms import FAMILIES, small_lmm
 
-from hglmm import recipes
 from hglmm.datasets import layout
 from hglmm.datasets.reasonseg import question_prompt
 from hglmm.errors import DataError, SettingError
@@ -30,17 +28,10 @@ def pictures(small_world) -> list[Image.Image]:
     return [data[i].image for i in range(len(data))]
 
 
-@pytest.fixture(scope="module", params=["toy_llava", "deepseek_vl", "mistral", "qwen2"])
-def lmm(request, toy, tmp_path_factory) -> Iterator[FrozenLMM]:
-    folder, kind = tmp_path_factory.mktemp("lmm"), request.param
+@pytest.fixture(scope="module", params=FAMILIES)
+def lmm(request, tmp_path_factory) -> Iterator[FrozenLMM]:
     with pytest.MonkeyPatch.context() as patch:
-        if kind == "toy_llava":
-            yield toy
-        elif kind == "deepseek_vl":
-            yield tiny_deepseek(folder, patch)
-        else:
-            text = {"mistral": MistralConfig, "qwen2": Qwen2Config}[kind](**TEXT_SIZES, num_key_value_heads=2)
-            yield FrozenLMM.load(recipes.replace("llava_1_5_7b", **RECIPE_SIZES, text_type=kind), llava_folder(folder / kind, text), "cpu")
+        yield small_lmm(request.param, tmp_path_factory.mktemp("lmm"), patch)
 
 
 def test_pictures_described_at_once_and_one_by_one(toy, pictures):

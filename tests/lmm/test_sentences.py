@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_lmms import RECIPE_SIZES, TEXT_SIZES, llava_folder, tiny_deepseek
-from transformers import MistralConfig, Qwen2Config
+from small_lmms import FAMILIES, small_lmm
 
 from hglmm import heads, inference, recipes
 from hglmm.datasets.core import Sample
@@ -16,21 +15,17 @@ from hglmm.lmm import frozen, prefix
 from hglmm.lmm.features import Features
 from hglmm.lmm.frozen import FrozenLMM
 
-FAMILIES = ("toy_llava", "deepseek_vl", "mistral", "qwen2")
-
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def lmm(request, tmp_path_factory) -> Iterator[FrozenLMM]:
-    folder, kind = tmp_path_factory.mktemp("lmm"), request.param
+def any_lmm(request, tmp_path_factory) -> Iterator[FrozenLMM]:
     with pytest.MonkeyPatch.context() as patch:
-        if kind == "toy_llava":
-            yield FrozenLMM.load("toy_llava", device="cpu")
-        elif kind == "deepseek_vl":
-            yield tiny_deepseek(folder, patch)
-        else:
-            text = {"mistral": MistralConfig, "qwen2": Qwen2Config}[kind](**TEXT_SIZES, num_key_value_heads=2)
-            recipe = recipes.replace("llava_1_5_7b", **RECIPE_SIZES, text_type=kind)
-            yield FrozenLMM.load(recipe, llava_folder(folder / kind, text), "cpu")
+        yield small_lmm(request.param, tmp_path_factory.mktemp("lmm"), patch)
+
+
+@pytest.fixture(scope="module", params=FAMILIES[:2])
+def lmm(request, tmp_path_factory) -> Iterator[FrozenLMM]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield small_lmm(request.param, tmp_path_factory.mktemp("lmm"), patch)
 
 
 def picture(seed: int) -> Image.Image:
@@ -76,8 +71,8 @@ class Passes:
         monkeypatch.setattr(lmm.causal_lm.model, "forward", decoded)
 
 
-def test_sentences_of_one_picture_have_the_features_they_have_alone(lmm):
-    samples = sentences()
+def test_sentences_of_one_picture_have_the_features_they_have_alone(any_lmm):
+    lmm, samples = any_lmm, sentences()
     together = lmm.encode(samples, tokens=True)
     alone = [lmm.encode([sample], tokens=True)[0] for sample in samples]
     assert all(apart(ours, theirs) < 1e-5 for ours, theirs in zip(together, alone, strict=True))
