@@ -7,6 +7,7 @@ __all__ = ['BLOCK_STRIDES', 'ConvolutionBlock', 'LCB']
 
 # %% ../../nbs/heads/02_lcb.ipynb #17d3d362
 import torch.nn.functional as F
+from .convolutions import Convolution
 from torch import Tensor, nn
 
 from ..errors import SettingError
@@ -18,7 +19,7 @@ class ConvolutionBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, stride: int):
         super().__init__()
-        self.convolution = nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1)
+        self.convolution = Convolution(channels_in, channels_out) if stride == 1 else nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1)
         self.norm = nn.BatchNorm2d(channels_out)
 
     def forward(self, maps: Tensor) -> Tensor:
