@@ -8,9 +8,9 @@ __all__ = ['ResidualUnit', 'RefineBlock', 'LogitOutput', 'Decoder']
 # %% ../../nbs/heads/04_decoder.ipynb #3fbf016b
 import torch.nn.functional as F
 from fastcore.basics import patch
-from .convolutions import Convolution, doubled, resize
 from torch import Tensor, nn
 
+from .convolutions import Convolution, doubled, resize
 from ..recipes import Recipe, get
 
 # %% ../../nbs/heads/04_decoder.ipynb #954fb1c1

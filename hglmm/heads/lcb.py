@@ -7,10 +7,10 @@ __all__ = ['BLOCK_STRIDES', 'ConvolutionBlock', 'LCB']
 
 # %% ../../nbs/heads/02_lcb.ipynb #17d3d362
 import torch.nn.functional as F
-from .convolutions import Convolution
 from torch import Tensor, nn
 
 from ..errors import SettingError
+from .convolutions import Convolution
 from ..recipes import Recipe, get
 
 # %% ../../nbs/heads/02_lcb.ipynb #badb829a

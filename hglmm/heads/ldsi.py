@@ -9,10 +9,10 @@ __all__ = ['LDSI']
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from .convolutions import resize
 from torch import Tensor, nn
 
 from ..errors import SettingError
+from .convolutions import resize
 from ..recipes import Recipe, get
 
 # %% ../../nbs/heads/03_ldsi.ipynb #bca58d85

@@ -72,6 +72,7 @@ def test_it_is_used_on_a_cpu_in_32_bits_and_nowhere_else(training):
     assert ours <= nodes(head(features)[0])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not ours & nodes(head(features)[0])
+        assert not ours & nodes(convolutions.doubled(torch.zeros(1, 2, 80, 80, requires_grad=True), convolutions.Convolution(2, 2)))
     assert not ours & nodes(heads.build(head.recipe).double()(features)[0])
     with torch.no_grad():
         assert head(features)[0].grad_fn is None
