@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .ldsi import resize
+from .convolutions import Convolution, doubled, resize
 from ..recipes import Recipe, get
 
 # %% ../../nbs/heads/04_decoder.ipynb #954fb1c1
@@ -19,8 +19,8 @@ class ResidualUnit(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.first = Convolution(width, width)
+        self.second = Convolution(width, width)
 
     def forward(self, maps: Tensor) -> Tensor:
         "(n, width, side, side), same shape out."
@@ -33,11 +33,11 @@ class RefineBlock(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.unit = ResidualUnit(width)
-        self.convolution = nn.Conv2d(width, width, 3, padding=1)
+        self.convolution = Convolution(width, width)
 
     def forward(self, maps: Tensor) -> Tensor:
         "(n, width, side, side) to (n, width, 2*side, 2*side)."
-        return self.convolution(resize(self.unit(maps), 2 * maps.shape[-1]))
+        return doubled(self.unit(maps), self.convolution)
 
 # %% ../../nbs/heads/04_decoder.ipynb #3c3a980b
 class LogitOutput(nn.Module):
@@ -50,17 +50,16 @@ class LogitOutput(nn.Module):
         dropout: float,  # share of values dropped in training
     ):
         super().__init__()
-        self.convolution = nn.Conv2d(width, width, 3, padding=1)
+        self.convolution = Convolution(width, width)
         self.norm = nn.BatchNorm2d(width)
         self.dropout = nn.Dropout(dropout)
-        self.narrow = nn.Conv2d(width, output_width, 3, padding=1)
+        self.narrow = Convolution(width, output_width)
         self.logit = nn.Conv2d(output_width, 1, 1)
 
     def forward(self, maps: Tensor) -> Tensor:
         "(n, width, side, side) to logits (n, 2*side, 2*side)."
         maps = self.dropout(self.norm(F.relu(self.convolution(maps))))
-        maps = resize(maps, 2 * maps.shape[-1])
-        return self.logit(F.relu(self.narrow(maps))).squeeze(1)
+        return self.logit(F.relu(doubled(maps, self.narrow))).squeeze(1)
 
 # %% ../../nbs/heads/04_decoder.ipynb #c98781d6
 class Decoder(nn.Module):

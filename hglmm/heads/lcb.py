@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import SettingError
+from .convolutions import Convolution
 from ..recipes import Recipe, get
 
 # %% ../../nbs/heads/02_lcb.ipynb #badb829a
@@ -18,7 +19,7 @@ class ConvolutionBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, stride: int):
         super().__init__()
-        self.convolution = nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1)
+        self.convolution = Convolution(channels_in, channels_out) if stride == 1 else nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1)
         self.norm = nn.BatchNorm2d(channels_out)
 
     def forward(self, maps: Tensor) -> Tensor:

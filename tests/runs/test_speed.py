@@ -80,6 +80,16 @@ def test_how_a_busy_machine_is_measured(run_notebook, small_world):
     assert found["times as long"] == found["beside busy loops, s"] / found["alone, s"] > 0
 
 
+@pytest.mark.slow
+def test_how_a_step_of_the_head_is_measured(run_notebook):
+    status, said, runs = run_notebook("bench_head", real=True, name="head", cases="[toy_4_pictures]", threads="[1]", rounds=1, steps=1)
+    assert status == 0, said
+    found = json.loads((runs / "head/bench_head.json").read_text())
+    assert list(found["rows"]) == [f"toy_4_pictures, 1 threads: {way}" for way in ("torch", "head", "kept")]
+    assert found["rows"]["toy_4_pictures, 1 threads: torch"]["times as fast"] == 1
+    assert all(one["logits"] == 0 and 0 < one["gradient"] < 1e-5 for one in found["difference"]["toy_4_pictures, 1 threads"].values())
+
+
 def test_threads_do_not_spin_unless_somebody_says_so():
     ask = [sys.executable, "-c", "import hglmm, os; print(os.environ.get('GOMP_SPINCOUNT'))"]
     bare = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
