@@ -165,7 +165,8 @@ def watch_parent(
         while os.getppid() == parent:
             time.sleep(every)
         if grace:
-            os.kill(os.getpid(), signal.SIGTERM)
+            if sys.platform != "linux":  # whose kernel has sent it
+                os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(grace)
         if os.getpgrp() == os.getpid():
             os.killpg(0, signal.SIGKILL)  # with all it started itself
@@ -179,9 +180,12 @@ PARENT = "HGLMM_PARENT"  # environment variable: number of the process that must
 
 def watched(grace: float = 0.0) -> None:
     "To be called first in a process that was started: it ends with the one that `PARENT` names, or else with the one that started it."
-    parent = os.environ.pop(PARENT, "")
+    told = os.environ.pop(PARENT, "")
+    parent = int(told) if told.isdecimal() else os.getppid()
     die_with_parent(signal.SIGTERM if grace else signal.SIGKILL)
-    watch_parent(int(parent) if parent.isdecimal() else os.getppid(), grace=grace)
+    if os.getppid() != parent:  # gone before anybody watched
+        os._exit(3)
+    watch_parent(parent, grace=grace)
 
 
 def begin_reader(
