@@ -10,7 +10,7 @@ from hglmm import recipes
 from hglmm.datasets import layout
 from hglmm.datasets.core import Subset
 from hglmm.lmm.frozen import FrozenLMM
-from hglmm.runs import launch, training
+from hglmm.runs import launch, training, training_data
 from hglmm.runs.trainer import Trainer
 
 
@@ -58,7 +58,7 @@ def first_steps(world: str, folder: str, steps: str) -> None:
     launch.leave()
 
 
-def bare(share: training.Share) -> training.Share:
+def bare(share: training_data.Share) -> training_data.Share:
     "The same pictures with nothing said about them."
     for sample in share.samples:
         sample.pieces, sample.masks = [("A picture.", None)], sample.masks[:0]

@@ -294,7 +294,7 @@ def test_killed_while_it_saves(moment, lmm, data, tmp_path, monkeypatch, undistu
 def test_states_of_older_versions_are_refused(lmm, data, folder):
     state = torch.load(folder / "state.pt", weights_only=True)
     (folder / "state.previous.pt").unlink()
-    torch.save({name: state[name] for name in ("head", "optimizer", "step", "seconds", "random")} | {"run": "{}"}, folder / "state.pt")
+    torch.save({name: state[name] for name in ("head", "optimizer", "step", "seconds")} | {"random": torch.get_rng_state(), "run": "{}"}, folder / "state.pt")
     with pytest.raises(CheckpointError, match="does not hold position, generators, fingerprint, versions.*older versions"):
         trainer(lmm, data, folder).resume()
 
@@ -514,6 +514,18 @@ def test_pictures_of_a_global_batch_count_alike(portion, lmm, data, tmp_path, mo
     losses = run.train_step(samples, total=3)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
     assert torch.allclose(losses["loss"], sum(each)) and run.step == 1
+
+
+@pytest.mark.parametrize("kind", ["hg", "unet"])
+def test_pictures_without_phrases_change_no_number_into_nan(kind, lmm, data, tmp_path):
+    "In a portion of their own, and beside others."
+    run = trainer(lmm, data, tmp_path / "run", recipe=recipes.replace("toy_llava", head=kind), batch_size=1, global_batch=2)
+    bare = data[0]
+    bare.pieces, bare.masks = [("A picture.", None)], bare.masks[:0]
+    for samples in ([bare], [bare, data[1]], []):
+        losses = run.train_step(samples, total=2)
+        assert all(value.isfinite() for value in losses.values()) and run.skipped == 0
+    assert sound(run) and float(losses["loss"]) == 0
 
 
 def test_a_run_says_its_global_batch_and_keeps_to_it(lmm, data, tmp_path):
