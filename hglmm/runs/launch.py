@@ -205,6 +205,8 @@ class Stopped(PeerLost):
 class Stopping:
     "While active, INT and TERM are noted in `asked`; when it is left, they do what they do."
 
+    asked = 0  # the signal
+
     def __enter__(self) -> "Stopping":
         self.asked, self._before = 0, {}
         if threading.current_thread() is threading.main_thread():

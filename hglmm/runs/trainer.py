@@ -60,7 +60,7 @@ class Trainer:
         self.step, self.position = 0, 0  # optimizer steps, and samples of the data's order, that are done
         self.seconds = 0.0
         self.skipped, self.in_a_row = 0, 0  # steps whose loss or gradient was not finite
-        self.stop = False  # does any of the processes ask to stop?
+        self.stopping, self.stop = launch.Stopping(), False  # is this process asked to end; is any of them, as far as all know
         if launch.size() > 1:
             self.head.load_state_dict(launch.told({name: value.cpu() for name, value in self.head.state_dict().items()}))
             self._own_seed()

@@ -72,17 +72,16 @@ def skip(
 def add_up(
     self: Trainer,
     losses: Tensor,  # this process's part of them
-    stop: bool,  # does this process ask to stop?
 ) -> Tensor:  # all of them
-    "Gradients, losses and wishes of all processes; afterwards all have the same."
-    self.stop = stop
+    "Gradients, losses and the wish to stop, of all processes; afterwards all have the same."
+    self.stop = bool(self.stopping.asked)
     if launch.size() == 1:
         return losses
     first = launch.rank() == 0
     buffers = [buffer for buffer in self.head.buffers() if buffer.is_floating_point()]
     parts = [torch.zeros_like(one) if one.grad is None else one.grad for one in self.trained]
     parts += [buffer if first else torch.zeros_like(buffer) for buffer in buffers]
-    parts += [losses, losses.new_tensor([float(stop)])]
+    parts += [losses, losses.new_tensor([float(self.stop)])]
     row = launch.add_up(torch.cat([part.reshape(-1) for part in parts]))
     *pieces, losses, stops = row.split([part.numel() for part in parts])
     with torch.no_grad():
@@ -116,7 +115,6 @@ def train_step(
     self: Trainer,
     samples: list[Sample],  # of this process
     total: int = 0,  # samples of all processes; 0: these alone
-    stop: bool = False,  # does this process ask to stop?
 ) -> dict[str, Tensor]:  # means over the samples of all processes
     "Loss and gradient, portion by portion, and an update. If loss or gradient are not finite, `skipped` is one more and the head as it was."
     for group in self.optimizer.param_groups:
@@ -128,7 +126,7 @@ def train_step(
         losses, share = self.portion_loss(portion), len(portion) / (total or len(samples))
         (losses["loss"] * share).backward()
         own = own + torch.stack([losses[name].detach().float() for name in LOSSES]) * share
-    found = self.add_up(own, stop)
+    found = self.add_up(own)
     norm = nn.utils.clip_grad_norm_(self.trained, self.run.recipe.schedule.clip)
     if bool((found[0] + norm).isfinite()):  # one question to the device, not two
         self.optimizer.step()
@@ -231,10 +229,10 @@ def fit(self: Trainer) -> nn.Module:
     self.begin()
     todo = shares(self.data, self.run.global_batch, self.run.seed, self.position, self.run.workers, launch.rank(), launch.size())
     began = time.perf_counter() - self.seconds
-    with launch.Stopping() as stopping, Diary(self) as diary:
+    with self.stopping, Diary(self) as diary:
         while self.step < self.run.steps:
             share, before = next(todo), self.skipped
-            losses = self.train_step(share.samples, share.total, bool(stopping.asked))
+            losses = self.train_step(share.samples, share.total)
             self.position, self.seconds = share.end, time.perf_counter() - began
             diary.note(losses if self.skipped == before else None)
             if self.stop or self.step % self.run.save_every == 0:
