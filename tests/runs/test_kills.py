@@ -1,7 +1,7 @@
 """Training on several processes under papermill, killed: nobody is left, the error says why, and it goes on to the bit.
 
 make test kills a few times. `HGLMM_MATRIX=1 pytest tests/runs/test_kills.py` goes through every victim and signal, with and without processes that read ahead;
-`HGLMM_KILLS=20 HGLMM_PROCESSES=2` kills that often at random. What was seen is printed with -s.
+`HGLMM_KILLS=5 HGLMM_ROUNDS=4 HGLMM_PROCESSES=2` kills four runs up to five times each, at random. What was seen is printed with -s.
 """
 
 import itertools
@@ -23,13 +23,27 @@ from hglmm.runs import states, training
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS, PROCESSES = int(os.environ.get("HGLMM_KILLS", 1)), os.environ.get("HGLMM_PROCESSES", "2")
+KILLS, ROUNDS, PROCESSES = int(os.environ.get("HGLMM_KILLS", 1)), os.environ.get("HGLMM_ROUNDS", "1"), os.environ.get("HGLMM_PROCESSES", "2")
+ROUNDS = range(*map(int, ROUNDS.split(":"))) if ":" in ROUNDS else range(int(ROUNDS))  # 4, or 2:4 for the last two of four
+STEPS = 8 if KILLS == 1 else 50
 VICTIMS, SIGNALS = ("papermill", "kernel", "launcher", "rank"), (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 EVERY = [(*one, workers, False) for one in itertools.product(VICTIMS, SIGNALS) for workers in (0, 2)] + [("kernel", signal.SIGKILL, 0, True), ("launcher", signal.SIGKILL, 0, True)]
 FEW = [("papermill", signal.SIGTERM, 1, False), ("kernel", signal.SIGKILL, 0, True)]
 CELLS = EVERY if "HGLMM_MATRIX" in os.environ else FEW
-HANGS = """
+FAULTS = """
 import os, sys
+if os.environ.get("FULL") and "hglmm.runs.training" in sys.orig_argv:
+    import torch
+    save, count = torch.save, []
+
+    def full(state, part):
+        count.append(part)
+        if len(count) == int(os.environ["FULL"]):
+            part.write_bytes(bytes(1000))
+            raise OSError(28, "No space left on device", str(part))
+        save(state, part)
+
+    torch.save = full
 if os.environ.get("HANGS") and "hglmm.runs.training" in sys.orig_argv:  # a process that trains, just started
     import torch.distributed as dist
     from hglmm.runs import launch
@@ -49,13 +63,13 @@ if os.environ.get("HANGS") and "hglmm.runs.training" in sys.orig_argv:  # a proc
 class Run:
     "A training run under papermill, and every process that came of it."
 
-    def __init__(self, world: Path, folder: Path, name: str = "run", processes: str = PROCESSES, hangs: bool = False, **parameters: object):
-        self.folder, self.mark, self.runs = folder / name, uuid.uuid4().hex, folder
+    def __init__(self, world: Path, folder: Path, name: str = "run", processes: str = PROCESSES, hangs: bool = False, full: int = 0, **parameters: object):
+        self.folder, self.mark, self.full = folder / name, uuid.uuid4().hex, full
         told = {"name": name, "data": world, "num_processes": processes, "batch_size": 1, "global_batch": 4, "save_every": 1, "device": "cpu", "benchmarks": "[png]", **parameters}
         (folder / "site").mkdir(exist_ok=True)
-        (folder / "site/sitecustomize.py").write_text(HANGS)
+        (folder / "site/sitecustomize.py").write_text(FAULTS)
         path = os.pathsep.join([str(folder / "site"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-        environment = {**os.environ, "HGLMM_RUNS": str(folder), "MARK": self.mark, "PYTHONPATH": path, "HANGS": "1" if hangs else "", "IPYTHONDIR": str(folder / "ipython")}
+        environment = {**os.environ, "HGLMM_RUNS": str(folder), "MARK": self.mark, "PYTHONPATH": path, "HANGS": "1" if hangs else "", "FULL": str(full or ""), "IPYTHONDIR": str(folder / "ipython")}
         self.output = folder / f"{name}.ipynb"
         words = [str(ROOT / "nbs/runs/train.ipynb"), str(self.output), "--cwd", str(ROOT), "--log-output", "--no-progress-bar"]
         words += [word for key, value in told.items() for word in ("-p", key, str(value))]
@@ -135,7 +149,7 @@ def test_nobody_is_left(victim, number, workers, hangs, small_world, tmp_path):
 @pytest.fixture(scope="module")
 def undisturbed(small_world, tmp_path_factory):
     "The state of a run that nothing happened to, and its folder."
-    run = Run(small_world, tmp_path_factory.mktemp("undisturbed"), max_steps=8)
+    run = Run(small_world, tmp_path_factory.mktemp("undisturbed"), max_steps=STEPS)
     run.finish()
     return run
 
@@ -159,17 +173,17 @@ def content(folder: Path) -> dict:
 
 def test_the_notebook_shows_what_the_processes_do(undisturbed):
     said = undisturbed.said()
-    assert "32 samples" not in said and f"8 steps of 4 on {PROCESSES} processes, 1 at a time" in said and f"in each of {PROCESSES} processes" in said
+    assert f"{STEPS} steps of 4 on {PROCESSES} processes, 1 at a time" in said and f"in each of {PROCESSES} processes" in said
     cells = nbformat.read(undisturbed.output, 4).cells
     pictures = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs if "image/png" in output.get("data", {})]
     assert len(pictures) >= 4  # a sample, live curves, curves, a gallery
-    assert [line["step"] for line in training.read_log(undisturbed.folder)] == [8]
+    assert [line["step"] for line in training.read_log(undisturbed.folder)] == [STEPS] or STEPS > 8
     assert not undisturbed.alive()
 
 
 def test_a_killed_process_is_started_again(undisturbed, small_world, tmp_path):
     "`max_restarts`: the run goes on from the last state as if nothing had happened."
-    run = Run(small_world, tmp_path, max_steps=8, max_restarts=1, workers=1)
+    run = Run(small_world, tmp_path, max_steps=STEPS, max_restarts=1, workers=1)
     run.wait_for(run.saved)
     victim = run.find("rank", 0)
     os.kill(victim, signal.SIGKILL)
@@ -177,30 +191,39 @@ def test_a_killed_process_is_started_again(undisturbed, small_world, tmp_path):
     assert "resumed at step" in run.said() and content(run.folder) == content(undisturbed.folder)
 
 
-@pytest.mark.parametrize("round_", range(KILLS))
-def test_killed_at_random_it_goes_on_to_the_bit(round_, undisturbed, small_world, tmp_path):
-    chance = random.Random(f"{round_} {PROCESSES}")
-    victims = []
-    while True:
-        run = Run(small_world, tmp_path, max_steps=8, workers=chance.choice([0, 1, 2]))
-        if len(victims) == (1 if KILLS == 1 else chance.choice([1, 2])):
-            break
-        if KILLS > 1:
-            run.wait_for(lambda run=run: run.find("rank"))
-            time.sleep(chance.uniform(1, 16))
-        else:
-            run.wait_for(run.saved)
-        victim, number = (chance.choice(["rank", "launcher", "kernel"]), chance.choice(SIGNALS)) if KILLS > 1 else ("kernel", signal.SIGKILL)
-        found = run.find(victim, chance.choice([0, -1]))
-        if not found:
-            break  # it was faster
-        step = states.read(run.folder / states.LAST)["step"] if (run.folder / states.LAST).exists() else 0
-        victims.append(f"{victim} {number.name} at step {step}")
+def disturb(run: Run, chance: random.Random) -> str:
+    "Kill something of a run at random; what it was."
+    if run.full:
+        if not run.papermill.wait(300):  # it was faster
+            return ""
+        assert "No space left on device" in run.said() and not run.alive(), run.said()
+        return f"disk full at save {run.full}"
+    victim, number = chance.choice(VICTIMS[1:]), chance.choice(SIGNALS)
+    if KILLS == 1:
+        victim, number = "kernel", signal.SIGKILL
+        run.wait_for(run.saved)
+    else:
+        run.wait_for(lambda: run.find("rank"))
+        time.sleep(chance.uniform(1, 14))
+    found = run.find(victim, chance.choice([0, -1]))
+    step = states.read(run.folder / states.LAST)["step"] if (run.folder / states.LAST).exists() else 0
+    if found:
         os.kill(found, number)
-        run.gone()
+        took = run.gone()
         run.papermill.wait()
+    return f"{victim} {number.name} at step {step}, gone after {took:.1f} s" if found else ""
+
+
+@pytest.mark.parametrize("round_", ROUNDS)
+def test_killed_at_random_it_goes_on_to_the_bit(round_, undisturbed, small_world, tmp_path):
+    chance, done = random.Random(f"{round_} {PROCESSES}"), []
+    for kill in range(KILLS):
+        full = chance.choice([2, 3, 5]) if KILLS > 1 and kill == KILLS - 1 else 0
+        run = Run(small_world, tmp_path, max_steps=STEPS, full=full, workers=chance.choice([0, 1, 2]))
+        done.append(disturb(run, chance))
+    run = Run(small_world, tmp_path, max_steps=STEPS, workers=chance.choice([0, 1, 2]))
     run.finish()
-    print(f"round {round_}: {', '.join(victims) or 'nobody'}; gone on with to step {states.read(run.folder / states.LAST)['step']}")
+    print(f"round {round_}, {PROCESSES} processes: {'; '.join(filter(None, done))}; ended at step {states.read(run.folder / states.LAST)['step']}")
     assert content(run.folder) == content(undisturbed.folder)
 
 
