@@ -103,6 +103,8 @@ def portion_loss(
 ) -> dict[str, Tensor]:
     "Features, logits, loss."
     features = self.lmm.encode(samples, tokens=self.head.needs_tokens)
+    if not any(len(sample.masks) for sample in samples):  # nothing to draw, and nothing to learn
+        return dict.fromkeys(LOSSES, torch.zeros((), device=self.lmm.device))
     if self.run.shuffle_phrases:
         features = swap_phrases(features)
     with devices.autocast(self.lmm.device, self.precision):
@@ -124,7 +126,8 @@ def train_step(
     for start in range(0, len(samples), self.run.batch_size):
         portion = samples[start : start + self.run.batch_size]
         losses, share = self.portion_loss(portion), len(portion) / (total or len(samples))
-        (losses["loss"] * share).backward()
+        if losses["loss"].requires_grad:
+            (losses["loss"] * share).backward()
         own = own + torch.stack([losses[name].detach().float() for name in LOSSES]) * share
     found = self.add_up(own)
     norm = nn.utils.clip_grad_norm_(self.trained, self.run.recipe.schedule.clip)
