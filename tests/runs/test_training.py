@@ -538,6 +538,12 @@ def test_a_run_says_its_global_batch_and_keeps_to_it(lmm, data, tmp_path):
     assert training_plan.begun_with(tmp_path) == 0
 
 
+def test_more_processes_than_pictures_are_refused(lmm, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "size", lambda: 3)
+    with pytest.raises(SettingError, match="global_batch is 2, for 3 processes: some would have nothing to do"):
+        trainer(lmm, data, tmp_path / "run", global_batch=2)
+
+
 def test_more_states_are_kept(lmm, data, tmp_path):
     trainer(lmm, data, tmp_path / "run", steps=4, save_every=1, batch_size=1, keep_states=3).fit()
     assert [states.read(tmp_path / "run" / name)["step"] for name in states.names(3)] == [4, 4, 3]  # the finished run is saved once more
