@@ -16,7 +16,7 @@ from hglmm.runs.trainer import Trainer
 
 def train(*words: str) -> None:
     "The program itself. FAULT=rank:step:signal sends a process a signal in the midst of a step."
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("THREADS", 1)))
     if "FAULT" in os.environ:
         rank, step, number = map(int, os.environ["FAULT"].split(":"))
         measure = Trainer.portion_loss
