@@ -113,7 +113,7 @@ def _talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        first = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise PeerLost(f"process {rank()} of {size()}: another process of this run has ended, or did not answer for {PATIENCE:g} s ({first}).") from error
 
 
