@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFORMANCE = ROOT.parent / "shared" / "conformance"
 
 
-FIRST = ("test_demo.py", "test_runs.py", "test_deepseek.py")  # files that take longest: whoever has one at the end keeps the others waiting
+FIRST = ("test_demo.py", "test_runs.py", "test_kills.py", "test_deepseek.py", "test_several.py")  # files that take longest: whoever has one at the end keeps the others waiting
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

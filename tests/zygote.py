@@ -4,6 +4,7 @@
 
     test PATH                    a notebook that is a test, as nbdev_test runs it
     papermill NOTEBOOK OUT ...   a program under papermill, its cells run in the child itself instead of a kernel
+    ranks N FUNCTION ...         a function of tests/ranks.py in N processes that can talk to each other, as torchrun would start them
 """
 
 import contextlib
@@ -104,6 +105,34 @@ def program(words: list[str]) -> bool:
     return True
 
 
+def ranks(count: str, function: str, *words: str) -> bool:
+    "Fork as often as asked; did all end well?"
+    import socket
+    import traceback
+
+    import ranks
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(int(count)):
+        process = os.fork()
+        if not process:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            status = 1
+            try:
+                getattr(ranks, function)(*words)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush(), sys.stderr.flush()
+                os._exit(status)
+        processes.append(process)
+    return not any([os.waitpid(process, 0)[1] for process in processes])
+
+
 def child(order: dict) -> bool:
     "One run."
     import signal
@@ -115,7 +144,7 @@ def child(order: dict) -> bool:
     os.chdir(order["cwd"])
     signal.alarm(order["timeout"])
     kind, *words = order["words"]
-    return test(*words) if kind == "test" else program(words)
+    return {"test": lambda: test(*words), "papermill": lambda: program(words), "ranks": lambda: ranks(*words)}[kind]()
 
 
 def main() -> None:

@@ -167,9 +167,19 @@ class TrainingSet:
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
-    def __getitem__(self, i: int) -> Sample:
+    def _place(self, i: int) -> tuple[Any, int]:
+        "The part that holds a sample, and the sample's place in it."
         part = int(np.searchsorted(self.ends, i, side="right"))
-        return self.parts[part][i - (int(self.ends[part - 1]) if part else 0)]
+        return self.parts[part], i - (int(self.ends[part - 1]) if part else 0)
+
+    def count_phrases(self, i: int) -> int:
+        "How many phrases a sample has; its picture and masks are not read."
+        part, place = self._place(i)
+        return part.count_phrases(place)
+
+    def __getitem__(self, i: int) -> Sample:
+        part, place = self._place(i)
+        return part[place]
 
 # %% ../../nbs/datasets/13_layout.ipynb #134642d3
 if __name__ == "__main__" and "__file__" in globals():

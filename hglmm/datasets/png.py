@@ -95,6 +95,10 @@ class PNG:
     def __len__(self) -> int:
         return len(self.narratives)
 
+    def count_phrases(self, i: int) -> int:
+        "How many phrases a sample has; its picture and masks are not read."
+        return len(self.narratives[i].segments)
+
     @property
     def files(self) -> list[Path]:
         "The annotation files."

@@ -112,6 +112,10 @@ class RefCOCO:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def count_phrases(self, i: int) -> int:
+        "How many phrases a sample has; its picture and masks are not read."
+        return len(self.samples[i])
+
     @property
     def files(self) -> list[Path]:
         "The annotation files."

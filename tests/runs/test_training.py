@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import warnings
 
 import pytest
@@ -16,7 +17,7 @@ from hglmm.errors import CheckpointError, DataError, SettingError
 from hglmm.heads import loading
 from hglmm.lmm.features import swap_phrases
 from hglmm.lmm.frozen import FrozenLMM
-from hglmm.runs import states, training, training_data
+from hglmm.runs import launch, states, training, training_data, training_plan
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_swapped_phrases_are_another_pictures(lmm, data):
 
 def sound(trainer):
     "Is nothing that is kept NaN or infinite?"
-    return not list(states.not_finite({"head": trainer.plain_head.state_dict(), "optimizer": trainer.optimizer.state_dict()}))
+    return not list(states.not_finite({"head": trainer.head.state_dict(), "optimizer": trainer.optimizer.state_dict()}))
 
 
 def poison_features(monkeypatch, lmm, bad):
@@ -126,7 +127,7 @@ def poison_features(monkeypatch, lmm, bad):
 
 def poison_gradient(run, steps, value=math.nan):
     "The loss stays finite, the gradient of one weight does not."
-    weight = run.plain_head.lcb.projection.weight
+    weight = run.head.lcb.projection.weight
     weight.register_hook(lambda gradient: gradient * value if run.step in steps else gradient)
 
 
@@ -148,15 +149,15 @@ def test_a_poisoned_sample_is_left_out(lmm, data, tmp_path, monkeypatch):
 def test_a_poisoned_gradient_changes_nothing(value, lmm, data, tmp_path):
     run = trainer(lmm, data, tmp_path / "run")
     run.train_step([data[0], data[1]])
-    before = {**weights(run.plain_head), **{f"{k}.{n}": v.clone() for k, s in run.optimizer.state_dict()["state"].items() for n, v in s.items()}}
+    before = {**weights(run.head), **{f"{k}.{n}": v.clone() for k, s in run.optimizer.state_dict()["state"].items() for n, v in s.items()}}
     poison_gradient(run, {1}, value)
     with pytest.warns(UserWarning, match="not finite"):
         losses = run.train_step([data[2], data[3]])
-    after = {**weights(run.plain_head), **{f"{k}.{n}": v for k, s in run.optimizer.state_dict()["state"].items() for n, v in s.items()}}
+    after = {**weights(run.head), **{f"{k}.{n}": v for k, s in run.optimizer.state_dict()["state"].items() for n, v in s.items()}}
     assert losses["loss"].isfinite() and run.skipped == 1 and run.step == 2
     assert same(before, after)  # weights, running statistics, moments and their count
     run.train_step([data[4], data[5]])
-    assert run.skipped == 1 and run.in_a_row == 0 and not same(before, weights(run.plain_head) | {k: v for k, v in before.items() if k[0].isdigit()})
+    assert run.skipped == 1 and run.in_a_row == 0 and not same(before, weights(run.head) | {k: v for k, v in before.items() if k[0].isdigit()})
 
 
 def test_many_in_a_row_stop_the_run(lmm, data, tmp_path):
@@ -188,7 +189,7 @@ def test_nan_is_never_saved(lmm, data, tmp_path):
         run.save()
     moment.view(-1)[0] = 0
     with torch.no_grad():
-        next(run.plain_head.parameters()).view(-1)[0] = math.nan
+        next(run.head.parameters()).view(-1)[0] = math.nan
     with pytest.raises(CheckpointError, match="holds NaN or infinity in head"):
         run.save()
     assert (tmp_path / "run/state.pt").read_bytes() == before and not (tmp_path / "run/state.previous.pt").exists()
@@ -293,8 +294,8 @@ def test_killed_while_it_saves(moment, lmm, data, tmp_path, monkeypatch, undistu
 def test_states_of_older_versions_are_refused(lmm, data, folder):
     state = torch.load(folder / "state.pt", weights_only=True)
     (folder / "state.previous.pt").unlink()
-    torch.save({name: state[name] for name in ("head", "optimizer", "step", "seconds", "random")} | {"run": "{}"}, folder / "state.pt")
-    with pytest.raises(CheckpointError, match="does not hold fingerprint, versions.*older versions"):
+    torch.save({name: state[name] for name in ("head", "optimizer", "step", "seconds")} | {"random": torch.get_rng_state(), "run": "{}"}, folder / "state.pt")
+    with pytest.raises(CheckpointError, match="does not hold position, generators, fingerprint, versions.*older versions"):
         trainer(lmm, data, folder).resume()
 
 
@@ -416,7 +417,7 @@ def test_another_precision_is_another_run(lmm, data, tmp_path):
 
 
 def test_settings_of_no_consequence_may_change(lmm, data, folder):
-    assert trainer(lmm, data, folder, workers=1, save_every=3, log_every=5).resume()
+    assert trainer(lmm, data, folder, workers=1, save_every=3, log_every=5, keep_states=4).resume()
 
 
 def test_other_weights_are_another_run(data, folder):
@@ -481,7 +482,121 @@ def test_a_state_that_may_not_be_read_is_left_where_it_is(lmm, data, folder, mon
     assert (folder / states.LAST).exists()
 
 
+# --- a step is of a global batch
+
+
+def gradient_of(run, samples, total):
+    "The gradient of one portion, weighed as a part of a batch."
+    run.head.zero_grad()
+    (run.portion_loss(samples)["loss"] * len(samples) / total).backward()
+    return [parameter.grad.clone() for parameter in run.trained]
+
+
+def without_dropout(run):
+    for module in run.head.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return run
+
+
+@pytest.mark.parametrize("portion", [2, 1])
+def test_pictures_of_a_global_batch_count_alike(portion, lmm, data, tmp_path, monkeypatch):
+    "Three pictures in portions of two and one, or three of one: the mean over pictures, however they are cut."
+    samples = [data[0], data[1], data[len(data) - 1]]
+    run = without_dropout(trainer(lmm, data, tmp_path / "run", batch_size=portion, global_batch=3))
+    cut = [samples[k : k + portion] for k in range(0, 3, portion)]
+    parts = [gradient_of(run, part, 3) for part in cut]
+    expected = [torch.stack(ones).sum(0) for ones in zip(*parts, strict=True)]
+    each = [run.portion_loss(part)["loss"].detach() * len(part) / 3 for part in cut]
+    found = []
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, most: found.extend(p.grad.clone() for p in parameters) or torch.tensor(1.0))
+    run.head.zero_grad()
+    losses = run.train_step(samples, total=3)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
+    assert torch.allclose(losses["loss"], sum(each)) and run.step == 1
+
+
+@pytest.mark.parametrize("kind", ["hg", "unet"])
+def test_pictures_without_phrases_change_no_number_into_nan(kind, lmm, data, tmp_path):
+    "In a portion of their own, and beside others."
+    run = trainer(lmm, data, tmp_path / "run", recipe=recipes.replace("toy_llava", head=kind), batch_size=1, global_batch=2)
+    bare = data[0]
+    bare.pieces, bare.masks = [("A picture.", None)], bare.masks[:0]
+    for samples in ([bare], [bare, data[1]], []):
+        losses = run.train_step(samples, total=2)
+        assert all(value.isfinite() for value in losses.values()) and run.skipped == 0
+    assert sound(run) and float(losses["loss"]) == 0
+
+
+def test_a_run_says_its_global_batch_and_keeps_to_it(lmm, data, tmp_path):
+    run = trainer(lmm, data, tmp_path / "run", steps=3, save_every=1, batch_size=1, global_batch=2)
+    assert run.fit() is run.head and run.position == 6
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["run"]["global_batch"] == 2 and config["processes"] == 1 and training_plan.begun_with(tmp_path / "run") == 2
+    with pytest.raises(SettingError, match="global_batch: recorded 2, now 3"):
+        trainer(lmm, data, tmp_path / "run", steps=3, batch_size=1, global_batch=3).resume()
+    assert training_plan.begun_with(tmp_path) == 0
+
+
+def test_more_processes_than_pictures_are_refused(lmm, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "size", lambda: 3)
+    with pytest.raises(SettingError, match="global_batch is 2, for 3 processes: some would have nothing to do"):
+        trainer(lmm, data, tmp_path / "run", global_batch=2)
+
+
+def test_more_states_are_kept(lmm, data, tmp_path):
+    trainer(lmm, data, tmp_path / "run", steps=4, save_every=1, batch_size=1, keep_states=3).fit()
+    assert [states.read(tmp_path / "run" / name)["step"] for name in states.names(3)] == [4, 4, 3]  # the finished run is saved once more
+
+
+# --- asked to end
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_end_it_saves_first(number, lmm, data, tmp_path, undisturbed, capsys):
+    def end(*_):
+        raise Stopped
+
+    before = signal.signal(signal.SIGTERM, end)  # a process of its own would be gone
+    try:
+        first = trainer(lmm, data, tmp_path / "run", save_every=100)
+        first.on_log = lambda line: line["step"] == 3 and signal.raise_signal(number)
+        with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else Stopped):
+            first.fit()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "did so after step 4 of 6. Its state is saved" in capsys.readouterr().out
+    second = trainer(lmm, data, tmp_path / "run", save_every=100)
+    assert second.resume() and second.step == 4
+    assert same(weights(second.fit()), undisturbed[1])
+    assert [line["step"] for line in training.read_log(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_lines_that_were_cut_short_are_dropped(lmm, data, folder):
+    log = folder / "log.jsonl"
+    log.write_text(log.read_text() + '{"step": 6, "lo')
+    assert [line["step"] for line in training.read_log(folder)] == [1, 2, 3, 4, 5]
+    run = trainer(lmm, data, folder)
+    assert run.resume() and run.step == 4
+    run.fit()
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]  # the fifth once, though it was done twice
+
+
 # --- one process
+
+
+@pytest.mark.parametrize(
+    "left",
+    [{"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, {"ACCELERATE_MIXED_PRECISION": "bf16"}],
+    ids=lambda left: "-".join(left),
+)
+def test_what_an_outer_job_left_means_nothing(left, lmm, data, tmp_path, monkeypatch):
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    run = trainer(lmm, data, tmp_path / "run", autocast="off")
+    assert run.run.global_batch == 2 and run.precision == "off" and launch.size() == 1
+    assert os.environ[next(iter(left))] == left[next(iter(left))]  # others may need it
+
 
 SEVERAL = [
     {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"},
@@ -491,26 +606,20 @@ SEVERAL = [
 
 
 @pytest.mark.parametrize("left", SEVERAL, ids=lambda left: "-".join(left))
-def test_several_processes_are_refused(left, lmm, data, tmp_path, monkeypatch):
+def test_several_notebooks_at_once_are_refused(left, monkeypatch):
     for name, value in left.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(SettingError, match="training is on one process for now") as error:
-        trainer(lmm, data, tmp_path / "run")
+    with pytest.raises(SettingError, match="a notebook starts the processes it needs itself") as error:
+        launch.one_notebook()
     for name in set(left) - {"SLURM_PROCID"}:
         assert f"{name}={left[name]}" in str(error.value) and name in str(error.value).partition("`unset ")[2]
 
 
-@pytest.mark.parametrize(
-    "left",
-    [{"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, {"LOCAL_RANK": "0"}, {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, {"ACCELERATE_MIXED_PRECISION": "bf16"}],
-    ids=lambda left: "-".join(left),
-)
-def test_what_means_one_process_is_fine(left, lmm, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("left", [{"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, {"LOCAL_RANK": "0"}, {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}], ids=lambda left: "-".join(left))
+def test_what_means_one_notebook_is_fine(left, monkeypatch):
     for name, value in left.items():
         monkeypatch.setenv(name, value)
-    run = trainer(lmm, data, tmp_path / "run", autocast="off")
-    assert run.accelerator.num_processes == 1 and run.accelerator.mixed_precision == "no"
-    assert os.environ[next(iter(left))] == left[next(iter(left))]  # others may need it
+    launch.one_notebook()
 
 
 # --- the same to the bit

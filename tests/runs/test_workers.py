@@ -250,14 +250,14 @@ def test_a_worker_whose_parent_was_gone_before_it_began_ends_too(small_world, tm
     job = make_job(small_world, tmp_path / "job")
     gone = subprocess.Popen(["true"])
     gone.wait()
-    orders = f"1 {gone.pid} {workers._digest(job.read_bytes())}"
+    orders = {"HGLMM_WORKER": f"1 {workers._digest(job.read_bytes())}", "HGLMM_PARENT": str(gone.pid)}
     child = "import sys, time; from hglmm.runs import workers; workers.work = lambda *_: time.sleep(600); workers.main(sys.argv[1])"
-    assert subprocess.run([sys.executable, "-c", child, str(job)], env={**os.environ, "HGLMM_WORKER": orders}, timeout=60).returncode == 3
+    assert subprocess.run([sys.executable, "-c", child, str(job)], env={**os.environ, **orders}, timeout=60).returncode == 3
 
 
 def test_a_job_that_another_run_replaced_is_not_done(small_world, tmp_path):
     job = make_job(small_world, tmp_path / "job")
     done = subprocess.run(
-        [sys.executable, "-m", "hglmm.runs.workers", str(job)], env={**os.environ, "HGLMM_WORKER": f"1 {os.getpid()} other"}, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "hglmm.runs.workers", str(job)], env={**os.environ, "HGLMM_WORKER": "1 other"}, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1 and "replaced by another run" in done.stderr and not (job.parent / "val").exists()
