@@ -40,6 +40,7 @@ class Trainer:
     settings: dict[str, Any] = field(default_factory=dict)  # what else was asked for, for `config.json`: a notebook's parameters
 
     def __post_init__(self):
+        launch.one_process()
         sizes = ("layers", "heads", "width", "grid", "image_size")
         other = [f"{k}: run {getattr(self.run.recipe, k)}, LMM {getattr(self.lmm.recipe, k)}" for k in sizes if getattr(self.run.recipe, k) != getattr(self.lmm.recipe, k)]
         if other:

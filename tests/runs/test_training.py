@@ -606,20 +606,22 @@ SEVERAL = [
 
 
 @pytest.mark.parametrize("left", SEVERAL, ids=lambda left: "-".join(left))
-def test_several_notebooks_at_once_are_refused(left, monkeypatch):
+def test_several_that_do_the_same_are_refused(left, lmm, data, tmp_path, monkeypatch):
     for name, value in left.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(SettingError, match="a notebook starts the processes it needs itself") as error:
-        launch.one_notebook()
+    with pytest.raises(SettingError, match="training is on one process here, and the environment speaks of several") as error:
+        launch.one_process()
     for name in set(left) - {"SLURM_PROCID"}:
         assert f"{name}={left[name]}" in str(error.value) and name in str(error.value).partition("`unset ")[2]
+    with pytest.raises(SettingError, match="training is on one process here"):  # a script under torchrun that has not joined
+        trainer(lmm, data, tmp_path)
 
 
 @pytest.mark.parametrize("left", [{"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, {"LOCAL_RANK": "0"}, {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}], ids=lambda left: "-".join(left))
-def test_what_means_one_notebook_is_fine(left, monkeypatch):
+def test_what_means_one_process_is_fine(left, monkeypatch):
     for name, value in left.items():
         monkeypatch.setenv(name, value)
-    launch.one_notebook()
+    launch.one_process()
 
 
 # --- the same to the bit
