@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fastcore.basics import patch
 
 from .core import Sample
 from .grandf import GranDf
@@ -149,21 +150,6 @@ class TrainingSet:
         "The set for one epoch."
         return TrainingSet([p.draw(epoch, seed) if isinstance(p, RefCOCO) else p for p in self.parts])
 
-    @property
-    def files(self) -> list[Path]:
-        "The annotation files of all parts."
-        return list(dict.fromkeys(path for part in self.parts for path in part.files))
-
-    @property
-    def ids(self) -> list[str]:
-        "The ids of the samples, part by part: two parts may ask about the same picture."
-        return [name for part in self.parts for name in part.ids]
-
-    @property
-    def notes(self) -> dict[str, int]:
-        "What must be known of the parts, counted."
-        return dict(sum((Counter(part.notes) for part in self.parts), Counter()))
-
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
@@ -172,14 +158,35 @@ class TrainingSet:
         part = int(np.searchsorted(self.ends, i, side="right"))
         return self.parts[part], i - (int(self.ends[part - 1]) if part else 0)
 
-    def count_phrases(self, i: int) -> int:
-        "How many phrases a sample has; its picture and masks are not read."
-        part, place = self._place(i)
-        return part.count_phrases(place)
-
     def __getitem__(self, i: int) -> Sample:
         part, place = self._place(i)
         return part[place]
+
+# %% ../../nbs/datasets/13_layout.ipynb #31dfadcb
+@patch(as_prop=True)
+def files(self: TrainingSet) -> list[Path]:
+    "The annotation files of all parts."
+    return list(dict.fromkeys(path for part in self.parts for path in part.files))
+
+
+@patch(as_prop=True)
+def ids(self: TrainingSet) -> list[str]:
+    "The ids of the samples, part by part: two parts may ask about the same picture."
+    return [name for part in self.parts for name in part.ids]
+
+
+@patch(as_prop=True)
+def notes(self: TrainingSet) -> dict[str, int]:
+    "What must be known of the parts, counted."
+    return dict(sum((Counter(part.notes) for part in self.parts), Counter()))
+
+
+@patch
+def count_phrases(self: TrainingSet, i: int) -> int:
+    "How many phrases a sample has; its picture and masks are not read."
+    part, place = self._place(i)
+    return part.count_phrases(place)
+
 
 # %% ../../nbs/datasets/13_layout.ipynb #134642d3
 if __name__ == "__main__" and "__file__" in globals():

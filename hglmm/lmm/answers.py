@@ -110,6 +110,7 @@ def _answers_of(self: FrozenLMM, images: list[Image.Image], prompts: list[list[i
     return answers
 
 
+# %% ../../nbs/lmm/07_answers.ipynb #dcc8afbc
 def each_answer(
     self: FrozenLMM,
     images: list[Any],  # each what `datasets.pictures.as_picture` takes

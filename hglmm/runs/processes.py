@@ -116,6 +116,7 @@ class Lines:
             yield line
 
 
+# %% ../../nbs/runs/21_processes.ipynb #412743de
 class Tail:
     "What is added to a file that another process writes; a file that took its place is read from its beginning."
 
