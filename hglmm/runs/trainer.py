@@ -49,6 +49,8 @@ class Trainer:
         if self.run.global_batch < launch.size():
             raise SettingError(f"global_batch is {self.run.global_batch}, for {launch.size()} processes: some would have nothing to do. Raise it, or start fewer processes.")
         self.precision = devices.precision(self.lmm.device, self.run.autocast)
+        if self.lmm.device.type == "cpu":
+            devices.keep_memory()
         if self.run.deterministic:
             be_deterministic()
         devices.seed_everything(self.run.seed)
