@@ -28,7 +28,7 @@ ROUNDS = range(*map(int, ROUNDS.split(":"))) if ":" in ROUNDS else range(int(ROU
 STEPS = 8 if KILLS == 1 else 30
 VICTIMS, SIGNALS = ("papermill", "kernel", "launcher", "rank"), (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 EVERY = [(*one, workers, False) for one in itertools.product(VICTIMS, SIGNALS) for workers in (0, 2)] + [("kernel", signal.SIGKILL, 0, True), ("launcher", signal.SIGKILL, 0, True)]
-SMALL = {"batch_size": 1, "global_batch": 4, "save_every": 1, "device": "cpu", "benchmarks": "[png]"}
+SMALL = {"epochs": 1000, "batch_size": 1, "global_batch": 4, "save_every": 1, "device": "cpu", "benchmarks": "[png]"}
 FAULTS = """
 import os, sys  # in a process that trains, just started
 if os.environ.get("FULL") and "hglmm.runs.training" in sys.orig_argv:
