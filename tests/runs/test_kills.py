@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -81,7 +82,9 @@ class Run:
         words += [word for key, value in told.items() for word in ("-p", key, str(value))]
         self.log = folder / f"{name}-{self.mark[:4]}.log"
         with self.log.open("w") as file:
-            self.papermill = subprocess.Popen([sys.executable, "-m", "papermill", *words], env=environment, stdout=file, stderr=file, start_new_session=True)
+            hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in the background ignore Ctrl-C, and what they start would too
+            command = [sys.executable, "-m", "papermill", *words]
+            self.papermill = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True, preexec_fn=hear)
 
     def alive(self) -> dict[int, tuple[str, int]]:
         "Process numbers: command line and parent, of all that carry the mark."
