@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -28,7 +29,7 @@ ROUNDS = range(*map(int, ROUNDS.split(":"))) if ":" in ROUNDS else range(int(ROU
 STEPS = 8 if KILLS == 1 else 30
 VICTIMS, SIGNALS = ("papermill", "kernel", "launcher", "rank"), (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 EVERY = [(*one, workers, False) for one in itertools.product(VICTIMS, SIGNALS) for workers in (0, 2)] + [("kernel", signal.SIGKILL, 0, True), ("launcher", signal.SIGKILL, 0, True)]
-SMALL = {"batch_size": 1, "global_batch": 4, "save_every": 1, "device": "cpu", "benchmarks": "[png]"}
+SMALL = {"epochs": 1000, "batch_size": 1, "global_batch": 4, "save_every": 1, "device": "cpu", "benchmarks": "[png]"}
 FAULTS = """
 import os, sys  # in a process that trains, just started
 if os.environ.get("FULL") and "hglmm.runs.training" in sys.orig_argv:
@@ -81,7 +82,9 @@ class Run:
         words += [word for key, value in told.items() for word in ("-p", key, str(value))]
         self.log = folder / f"{name}-{self.mark[:4]}.log"
         with self.log.open("w") as file:
-            self.papermill = subprocess.Popen([sys.executable, "-m", "papermill", *words], env=environment, stdout=file, stderr=file, start_new_session=True)
+            hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in the background ignore Ctrl-C, and what they start would too
+            command = [sys.executable, "-m", "papermill", *words]
+            self.papermill = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True, preexec_fn=hear)
 
     def alive(self) -> dict[int, tuple[str, int]]:
         "Process numbers: command line and parent, of all that carry the mark."
