@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 KILLS, ROUNDS, PROCESSES = int(os.environ.get("HGLMM_KILLS", 1)), os.environ.get("HGLMM_ROUNDS", "1"), os.environ.get("HGLMM_PROCESSES", "2")
 ROUNDS = range(*map(int, ROUNDS.split(":"))) if ":" in ROUNDS else range(int(ROUNDS))  # 4, or 2:4 for the last two of four
-STEPS = 8 if KILLS == 1 else 30
+STEPS = 6 if KILLS == 1 else 30
 VICTIMS, SIGNALS = ("papermill", "kernel", "launcher", "rank"), (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 EVERY = [(*one, workers, False) for one in itertools.product(VICTIMS, SIGNALS) for workers in (0, 2)] + [("kernel", signal.SIGKILL, 0, True), ("launcher", signal.SIGKILL, 0, True)]
 SMALL = {"epochs": 1000, "batch_size": 1, "global_batch": 4, "save_every": 1, "device": "cpu", "benchmarks": "[png]"}
