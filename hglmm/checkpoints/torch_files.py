@@ -68,7 +68,7 @@ class FileTensor:
             numbers = torch.UntypedStorage.from_file(str(path), False, begin + size)[begin:]
             tensor = torch.empty(0, dtype=self.dtype).set_(numbers, self.first, self.shape, self.stride)
         except RuntimeError as error:
-            raise CheckpointError(f"{path}: ends within storage {key!r}, or is damaged ({str(error).splitlines()[0]}). Copy or download it again.") from error
+            raise CheckpointError(f"{path}: cut short within storage {key!r}, or damaged ({str(error).splitlines()[0]}). Copy or download it again.") from error
         return tensor.clone() if begin % self.dtype.itemsize else tensor  # files before torch 1.6 are packed without gaps
 
 # %% ../../nbs/checkpoints/01_torch_files.ipynb #8f67ca89

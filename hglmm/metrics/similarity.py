@@ -8,6 +8,7 @@ __all__ = ['Similarity', 'BERT', 'PACKAGE', 'SIZES', 'Encoder', 'bert', 'offline
 # %% ../../nbs/metrics/05_similarity.ipynb #9905b78b
 import logging
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,10 +74,13 @@ def _load(
     level = loading.level
     loading.setLevel(logging.ERROR)  # it would list the weights of BERT's other tasks, which are not wanted here
     try:
-        model = BertModel.from_pretrained(source, add_pooling_layer=False, use_safetensors=True, **options)
+        with warnings.catch_warnings():  # transformers 4.39.1 asks the hub's client in a way that this one calls old
+            warnings.filterwarnings("ignore", message="`resume_download`", category=FutureWarning)
+            model = BertModel.from_pretrained(source, add_pooling_layer=False, use_safetensors=True, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
     finally:
         loading.setLevel(level)
-    return Encoder(name, AutoTokenizer.from_pretrained(source, **options), model.to(device))
+    return Encoder(name, tokenizer, model.to(device))
 
 
 SIZES = {"vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}  # of bert-base-uncased

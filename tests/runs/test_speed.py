@@ -85,3 +85,28 @@ def test_threads_do_not_spin_unless_somebody_says_so():
     bare = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     for given, expected in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")):
         assert subprocess.run(ask, env={**bare, **given}, capture_output=True, text=True).stdout.strip() == expected
+
+
+@pytest.mark.slow
+def test_how_sentences_about_one_picture_are_measured(run_notebook, small_world):
+    status, said, runs = run_notebook("bench_sentences", real=True, name="sentences", data=small_world, most=2, pictures=1, repeats=1)
+    assert status == 0, said[-3000:]
+    found = json.loads((runs / "sentences/sentences.json").read_text())
+    assert (runs / "sentences/sentences.png").stat().st_size > 5000
+    assert list(found["rows"]) == ["1", "2"] and set(found["features"]) == set(found["masks"]) == set(found["difference"]) == {"one by one", "a batch", "one row"}
+    assert all(value < 1e-3 for value in found["difference"]["one row"].values())
+    row, whole = found["rows"]["2"], found["whole"]
+    assert row["one row, times as fast"] == pytest.approx(row["one by one, s"] / row["one row, s"])
+    assert whole["pictures"] == 1 and whole["sentences"] > 1 and whole["pixels that differ, at least"] <= 2 and whole["times as fast"].keys() == whole["one by one"].keys()
+
+
+@pytest.mark.slow
+def test_how_answers_at_once_are_measured(run_notebook, small_world):
+    status, said, runs = run_notebook("bench_answers", real=True, name="answers", data=small_world, most=2, pictures=2, repeats=1, max_new_tokens=6)
+    assert status == 0, said[-3000:]
+    found = json.loads((runs / "answers/answers.json").read_text())
+    assert (runs / "answers/answers.png").stat().st_size > 5000
+    assert found["same"] == {"generate": 2, "one by one": 2, "at once": 2} and max(found["tokens"]) <= 6
+    row = found["rows"]["2"]
+    assert row["at once, times as fast"] == pytest.approx(row["generate, s"] / row["at once, s"])
+    assert found["gcg"]["fields that differ"] == [] and found["gcg"]["phrases"] >= 2

@@ -22,22 +22,28 @@ TINY = {
 }  # fmt: skip
 
 
-def papermill(folder: Path, **parameters) -> tuple[int, str]:
-    "Run the notebook in a project of its own, so that nothing lands in ours; its exit status and everything it said."
-    (folder / "settings.ini").touch()  # makes it a project's root
-    options = [text for name, value in parameters.items() for text in ("-p", name, str(value))]
-    command = [sys.executable, "-m", "papermill", "--log-output", "--no-progress-bar", "--cwd", str(folder)]
-    command += [str(ROOT / "nbs/runs/pretrain_toy.ipynb"), str(folder / "out.ipynb"), *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
-    return done.returncode, done.stdout + done.stderr
+@pytest.fixture(scope="module")
+def papermill(zygote):
+    "Run the notebook in a project of its own, so that nothing lands in ours; its exit status and everything it said. `real`: as one types it, with a kernel."
+
+    def run(folder: Path, real: bool = False, **parameters) -> tuple[int, str]:
+        (folder / "settings.ini").touch()  # makes it a project's root
+        words = ["--log-output", "--no-progress-bar", "--cwd", str(folder), str(ROOT / "nbs/runs/pretrain_toy.ipynb"), str(folder / "out.ipynb")]
+        words += [text for name, value in parameters.items() for text in ("-p", name, str(value))]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        if not real:
+            return zygote.run("papermill", *words, cwd=folder, environment=environment)
+        done = subprocess.run([sys.executable, "-m", "papermill", *words], capture_output=True, text=True, timeout=240, env=environment)
+        return done.returncode, done.stdout + done.stderr
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
+def trained(tmp_path_factory, papermill) -> Path:
     "The folder of a project in which a tiny model was trained."
     folder = tmp_path_factory.mktemp("pretrain")
-    status, said = papermill(folder, out="model", name="tiny", **TINY)
+    status, said = papermill(folder, real=True, out="model", name="tiny", **TINY)
     assert status == 0, said
     return folder
 
@@ -80,7 +86,7 @@ def test_the_run_is_recorded(trained: Path) -> None:
 
 
 @pytest.mark.slow
-def test_measured_again_without_training(trained: Path) -> None:
+def test_measured_again_without_training(trained: Path, papermill) -> None:
     weights = (trained / "model/model.safetensors").read_bytes()
     first = (trained / "model/README.md").read_text()
     (trained / "model/README.md").unlink()
@@ -92,7 +98,7 @@ def test_measured_again_without_training(trained: Path) -> None:
 
 
 @pytest.mark.slow
-def test_going_on_with_a_saved_model(trained: Path) -> None:
+def test_going_on_with_a_saved_model(trained: Path, papermill) -> None:
     status, said = papermill(trained, resume_from="runs/tiny/checkpoint", name="more", **{**TINY, "pictures": 16, "questions": 2})
     assert status == 0, said
     out = trained / "runs/more/toy_llava"
@@ -106,7 +112,7 @@ def test_going_on_with_a_saved_model(trained: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_folder_that_is_something_else_is_not_replaced(trained: Path) -> None:
+def test_a_folder_that_is_something_else_is_not_replaced(trained: Path, papermill) -> None:
     (trained / "mine").mkdir()
     (trained / "mine/notes.txt").write_text("keep me")
     status, said = papermill(trained, out="mine", name="tiny", **TINY)
