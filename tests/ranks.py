@@ -1,5 +1,6 @@
 "What each of several processes does in a test; `zygote.run(\"ranks\", N, FUNCTION, ...)` starts them. Imported there only, where torch is loaded and nothing was computed yet."
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -10,7 +11,7 @@ from hglmm import recipes
 from hglmm.datasets import layout
 from hglmm.datasets.core import Subset
 from hglmm.lmm.frozen import FrozenLMM
-from hglmm.runs import launch, training, training_data
+from hglmm.runs import launch, training, training_data, validation
 from hglmm.runs.trainer import Trainer
 
 
@@ -71,3 +72,22 @@ def other_data(world: str) -> None:
     launch.join(torch.device("cpu"))
     data = Subset(layout.TrainingSet.open(world, ("png",)), range(8 + launch.rank()))
     Trainer(training.Run("toy_llava", 1, batch_size=1), FrozenLMM.load("toy_llava", device="cpu"), data, Path("nowhere")).begin()
+
+
+def look(world: str, other: str, folder: str) -> None:
+    "A look at what is held out, before anything is learnt; then one in which the second process is asked to end."
+    torch.set_num_threads(1)
+    launch.join(torch.device("cpu"))
+    names = ("refcoco", "png")
+    run = training.Run("toy_llava", 4, seed=3, batch_size=2, global_batch=3, lr=1e-3, validate_every=2, validate_pictures=2, benchmarks=names)
+    left = validation.hold_out(other if launch.rank() == 1 else world, run)
+    trainer = Trainer(run, FrozenLMM.load("toy_llava", device="cpu"), layout.TrainingSet.open(world, names), Path(folder) / "run", held_out=validation.hold_out(world, run))
+    trainer.folder.mkdir(parents=True, exist_ok=True)
+    own, told = trainer.look(), []
+    trainer.step = 2
+    trainer.validate(type("Diary", (), {"tell": staticmethod(lambda line, values, pictures: told.append(line))}))
+    trainer.step, trainer.stopping.asked = 4, 15 * (launch.rank() == 1)
+    trainer.validate(None)
+    found = {"own": [list(place) for place in own.rows], "told": told, "left": [part.title for part in left], "stopped": trainer.stop}
+    (Path(folder) / f"{launch.rank()}.json").write_text(json.dumps(found))
+    launch.leave()

@@ -73,9 +73,10 @@ def training_states(folder: Path) -> list[Path]:
 
 def _unfinished(path: Path, folder: Path) -> CheckpointError:
     "The error for a run that has not written its head yet."
+    best = f" Its best head so far is {folder / 'head_best'}." if (folder / "head_best").is_dir() else ""
     return CheckpointError(
         f"{path}: a training state, from which a run goes on, and not yet a head. Start the run again under the same name ({folder.name}): it resumes, and when it is done its head is "
-        f"the folder {folder / 'head'}."
+        f"the folder {folder / 'head'}.{best}"
     )
 
 

@@ -32,10 +32,12 @@ from ..recipes import Recipe
 def save_head(
     head: nn.Module,  # a mask head, with `.kind` and `.recipe`
     folder: str | Path,  # made if it does not exist
+    weights: dict[str, Tensor] | None = None,  # other ones than it has now
+    **notes: Any,  # what else `config.json` is to say
 ) -> Path:  # the folder
     "Write `config.json` and `model.safetensors`. A head with NaN or infinite weights is not written over a good one."
-    config = {"format": FORMAT, "head": head.kind, "recipe": recipes.as_dict(head.recipe)}
-    return write(folder, sound_state(head, folder), config)
+    config = {"format": FORMAT, "head": head.kind, "recipe": recipes.as_dict(head.recipe), **notes}
+    return write(folder, sound_state(head, folder) if weights is None else weights, config)
 
 # %% ../../nbs/heads/12_loading.ipynb #d27a1bdb
 @patch

@@ -20,7 +20,7 @@ from .pictures import FAINT, INK, PALETTE, RULE, Picture
 
 # %% ../../nbs/look/03_curves.ipynb #fd921b72
 LOSSES = {"loss": "loss", "loss_mask": "mask (BCE)", "loss_dice": "Dice"}
-SCORES = {"mIoU": ("validation mIoU", 1.0), "cIoU": ("validation cIoU", 1.0), "aiou": ("training IoU", 1.0)}  # to percent
+SCORES = {"mIoU": ("validation mIoU", 1.0), "cIoU": ("validation cIoU", 1.0), "aiou": ("training IoU", 1.0), "AR": ("validation AR", 1.0)}  # to percent
 
 
 def _series(log: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +124,7 @@ class LiveCurves:
         **drawing: Any,  # what else `curves` takes: scores, measure
     ):
         self.title, self.every, self.drawing, self.log = title, every, drawing, []
-        self._drawn, self._handle, self._live = -math.inf, None, self._in_kernel()
+        self._drawn, self._handles, self._live = -math.inf, {}, self._in_kernel()
 
     @staticmethod
     def _in_kernel() -> bool:
@@ -144,10 +144,23 @@ class LiveCurves:
         "Draw now: call it once more when the run is over."
         if not self._live:
             return
-        display = sys.modules["IPython"].display
-        image = display.Image(curves(self.log, self.title, **self.drawing)._repr_png_())
-        if self._handle is None:
-            self._handle = display.display(image, display_id=True)
-        else:
-            self._handle.update(image)
+        self._show("curves", curves(self.log, self.title, **self.drawing)._repr_png_())
         self._drawn = time.monotonic()
+
+    def look(
+        self,
+        picture: bytes,  # a PNG
+    ) -> None:
+        "Show a picture below the curves, in place of the one before."
+        if not self._live:
+            return
+        if not self._handles:
+            self.draw()
+        self._show("look", picture)
+
+    def _show(self, name: str, picture: bytes) -> None:
+        display = sys.modules["IPython"].display
+        if name in self._handles:
+            self._handles[name].update(display.Image(picture))
+        else:
+            self._handles[name] = display.display(display.Image(picture), display_id=True)

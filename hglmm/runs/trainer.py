@@ -38,6 +38,7 @@ class Trainer:
     folder: Path  # of the run
     on_log: Callable[[dict], None] | None = None  # called with every log line, in process 0
     settings: dict[str, Any] = field(default_factory=dict)  # what else was asked for, for `config.json`: a notebook's parameters
+    held_out: list[Any] = field(default_factory=list)  # what validation looks at, see notebook runs/27_validation
 
     def __post_init__(self):
         launch.one_process()
@@ -63,6 +64,7 @@ class Trainer:
         self.step, self.position = 0, 0  # optimizer steps, and samples of the data's order, that are done
         self.seconds = 0.0
         self.skipped, self.in_a_row = 0, 0  # steps whose loss or gradient was not finite
+        self.best, self.validated = {}, 0  # what did best on what is held out, with its head; the step that was last looked at so
         self.stopping, self.stop = launch.Stopping(), False  # is this process asked to end; is any of them, as far as all know
         if launch.size() > 1:
             self.head.load_state_dict(launch.told({name: value.cpu() for name, value in self.head.state_dict().items()}))
@@ -78,7 +80,7 @@ class Trainer:
 def fingerprint(self: Trainer) -> dict[str, Any]:
     "What must be the same for this run to be resumed."
     if "_fingerprint" not in vars(self):
-        free = ("workers", "save_every", "log_every", "keep_states", "autocast", "sam")  # of no consequence, or known better
+        free = ("workers", "save_every", "log_every", "keep_states", "autocast", "sam", "validate_every", "validate_pictures", "trackers")  # of no consequence, or known better
         found = {name: value for name, value in self.run.settings().items() if name not in free}
         found |= {"autocast": self.precision, "data": of_data(self.data), "lmm": of_lmm(self.lmm)}
         if self.head.kind == heads.UNetSAMHead.kind:
@@ -115,7 +117,7 @@ def write_config(self: Trainer) -> Path:
     return path
 
 # %% ../../nbs/runs/24_trainer.ipynb #9af2e262
-FIELDS = ("head", "optimizer", "step", "position", "seconds", "generators", "fingerprint", "versions", "skipped", "in_a_row")  # of a state
+FIELDS = ("head", "optimizer", "step", "position", "seconds", "generators", "fingerprint", "versions", "skipped", "in_a_row", "best", "validated")  # of a state
 
 
 @patch
@@ -128,7 +130,7 @@ def save(self: Trainer) -> None:
     if launch.rank() == 0:
         state = {
             "head": self.head.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step, "position": self.position, "seconds": self.seconds,
-            "skipped": self.skipped, "in_a_row": self.in_a_row, "generators": generators,
+            "skipped": self.skipped, "in_a_row": self.in_a_row, "best": self.best, "validated": self.validated, "generators": generators,
             "fingerprint": json.dumps(self.fingerprint), "versions": json.dumps(fingerprints.versions()),
         }  # fmt: skip
         states.save(self.folder, state, self.run.keep_states)
@@ -169,6 +171,7 @@ def resume(self: Trainer) -> bool:
         self.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.position, self.seconds, self.skipped, self.in_a_row = (state[name] for name in ("step", "position", "seconds", "skipped", "in_a_row"))
+        self.best, self.validated = state["best"], state["validated"]
         self._own_seed()  # of a process that was not there yet
         if launch.rank() < len(state["generators"]):
             own = state["generators"][launch.rank()]

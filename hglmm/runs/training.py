@@ -18,11 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import record
-from torch.utils.tensorboard import SummaryWriter
 
 from .. import devices, paths
 from ..datasets.core import Sample
@@ -31,8 +31,9 @@ from ..heads import loading
 from ..lmm.features import swap_phrases
 from ..lmm.frozen import FrozenLMM
 from ..progress import progress
-from . import launch, processes, states, training_plan
+from . import launch, processes, states, training_plan, validation
 from .parameters import Settings
+from .trackers import Trackers
 from .trainer import Trainer
 from .training_data import open_data, shares
 from .training_plan import Run, batch_loss, rate
@@ -143,13 +144,13 @@ def train_step(
 # %% ../../nbs/runs/04_training.ipynb #de1d8ebe
 def read_log(
     folder: str | Path,  # of the run
-) -> list[dict[str, float]]:  # one per log line, by step; a resumed run's lines replace those it did again
+) -> list[dict[str, float]]:  # one per step, in order: what was logged and what validation found; a resumed run's lines replace those it did again
     "The training curves of a run."
     lines = {}
     for text in (Path(folder) / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that was cut short
             line = json.loads(text)
-            lines[line["step"]] = line
+            lines.setdefault(line["step"], {}).update(line)
     return [entry for _, entry in sorted(lines.items())]
 
 
@@ -173,12 +174,12 @@ def begin(self: Trainer) -> None:
 
 # %% ../../nbs/runs/04_training.ipynb #d889e0ca
 class Diary:
-    "What process 0 tells of a run: to the log file, TensorBoard, the bar and whoever asked. Other processes keep silent."
+    "What process 0 tells of a run: to the log file, the trackers, the bar and whoever asked. Other processes keep silent."
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.recent, self.silent = trainer, [], launch.rank() > 0
         if not self.silent:
-            self.board = SummaryWriter(str(trainer.folder / "tensorboard"), purge_step=trainer.step)
+            self.trackers = Trackers(trainer.run.trackers, trainer.folder, trainer.step, trainer.run.settings())
             self.bar = progress(None, total=trainer.run.steps, description="training the head")
             self.bar.update(trainer.step)
 
@@ -188,7 +189,7 @@ class Diary:
     def __exit__(self, *_: Any) -> None:
         if not self.silent:
             self.bar.close()
-            self.board.close()
+            self.trackers.finish()
 
     def note(
         self,
@@ -209,13 +210,21 @@ class Diary:
         trainer, recent = self.trainer, self.recent
         means = {k: float(torch.stack([r[k] for r in recent]).mean()) for k in recent[0]}
         line = {"step": trainer.step, "seconds": round(trainer.seconds, 2), "lr": trainer.optimizer.param_groups[0]["lr"], **means, "skipped": trainer.skipped}
-        with open(trainer.folder / "log.jsonl", "a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + os.linesep)
-        for name in (*LOSSES, "lr", "skipped"):
-            self.board.add_scalar(name, line[name], trainer.step)
         self.bar.set_postfix_str(f"loss {line['loss']:.3f}, mIoU {line['aiou']:.0f}", refresh=False)
-        if trainer.on_log:
-            trainer.on_log(line)
+        self.tell(line, {name: line[name] for name in (*LOSSES, "lr", "skipped")})
+
+    def tell(
+        self,
+        line: dict[str, Any],  # for the log, with its `step`
+        values: dict[str, float],  # of it, for the trackers
+        pictures: dict[str, np.ndarray] | None = None,  # uint8 (height, width, 3) each
+    ) -> None:
+        "What is new."
+        with open(self.trainer.folder / "log.jsonl", "a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + os.linesep)
+        self.trackers.log(values, line["step"], pictures)
+        if self.trainer.on_log:
+            self.trainer.on_log(line)
 
 # %% ../../nbs/runs/04_training.ipynb #c6c528e5
 @patch
@@ -230,21 +239,25 @@ def _stopped(self: Trainer) -> None:
 def fit(self: Trainer) -> nn.Module:
     "Train to the end; the finished head is in `folder/head`, and returned in eval mode. Asked to end, it saves first."
     self.begin()
+    self.settle_best()
     todo = shares(self.data, self.run.global_batch, self.run.seed, self.position, self.run.workers, launch.rank(), launch.size())
     began = time.perf_counter() - self.seconds
     with self.stopping, Diary(self) as diary:
-        while self.step < self.run.steps:
+        self.validate(diary)  # unless that was done before the run was stopped
+        while self.step < self.run.steps and not self.stop:
             share, before = next(todo), self.skipped
             losses = self.train_step(share.samples, share.total)
             self.position, self.seconds = share.end, time.perf_counter() - began
             diary.note(losses if self.skipped == before else None)
             if self.stop or self.step % self.run.save_every == 0:
                 self.save()
-            if self.stop:
-                self._stopped()
+            self.validate(diary)
+        if self.stop:
+            self._stopped()
     self.head.eval()
     if launch.rank() == 0:
         loading.save_head(self.head, self.folder / "head")
+        print(validation.verdict(read_log(self.folder)), end="", flush=True)
     self.save()
     return self.head
 
@@ -259,7 +272,7 @@ def open_trainer(
     "The LMM, the head and the state of a run; the first process says what they are."
     device = devices.device(settings.device if launch.size() == 1 else launch.own_device(settings.device, launch.own_rank()[2]))
     lmm = FrozenLMM.load(run.recipe, settings.lmm_path or None, device, settings.dtype or None, revision=settings.revision or None)
-    trainer = Trainer(run, lmm, data, paths.run_folder(settings.name), on_log, {**settings.as_dict(), "data_root": str(root)})
+    trainer = Trainer(run, lmm, data, paths.run_folder(settings.name), on_log, {**settings.as_dict(), "data_root": str(root)}, validation.hold_out(root, run))
     resumed = trainer.resume()
     if launch.rank() == 0:
         frozen, trained = (sum(p.numel() for p in module.parameters()) / 1e6 for module in (lmm.model, trainer.head))

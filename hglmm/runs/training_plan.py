@@ -29,6 +29,7 @@ from ..losses import mask_loss
 from ..paths import shipped
 from . import states
 from .parameters import Settings, declared, read_parameters
+from .trackers import KNOWN, check
 
 # %% ../../nbs/runs/22_training_plan.ipynb #70c3c157
 def rate(
@@ -78,6 +79,9 @@ class Run:
     benchmarks: tuple[str, ...] = ()  # what the training set holds, for the record
     global_batch: int = 0  # pictures per step, on all processes; 0: batch_size on each
     keep_states: int = 2  # how many of the last states are kept
+    validate_every: int = 0  # steps between two looks at what is held out; 0, or more than there are: none
+    validate_pictures: int = 16  # of each val split; 0: all
+    trackers: tuple[str, ...] = ("tensorboard",)  # who hears how it goes, beside the log (notebook runs/26_trackers)
 
     def __post_init__(self):
         self.recipe = recipes.get(self.recipe)
@@ -116,7 +120,7 @@ def allowed() -> dict[str, Any]:
     return {
         "recipe": list(recipes.RECIPES), "head": list(heads.HEADS), "benchmarks": ["refcoco", "refcoco+", "refcocog", "png"], "epochs": (0, 1000), "lr": (0, 1),
         "batch_size": (0, 1024), "global_batch": (0, 2**20), "seed": (0, None), "max_steps": (0, None), "workers": (0, 64), "save_every": (1, None),
-        "keep_states": (1, 1000), "max_restarts": (0, 1000), "dtype": ["", *DTYPES], "autocast": list(devices.AUTOCAST),
+        "keep_states": (1, 1000), "validate_every": (0, None), "validate_pictures": (0, None), "trackers": list(KNOWN), "max_restarts": (0, 1000), "dtype": ["", *DTYPES], "autocast": list(devices.AUTOCAST),
     }  # fmt: skip
 
 
@@ -183,6 +187,7 @@ def plan(
     begun: int = 0,  # global batch that the run was begun with
 ) -> Run:
     "What is asked for, with the recipe's own values where nothing is."
+    check(settings.trackers)
     recipe = recipes.replace(settings.recipe, head=settings.head)
     size = settings.batch_size or recipe.schedule.batch_size
     batch = settings.global_batch or begun or size * processes
@@ -191,4 +196,5 @@ def plan(
         recipe, min(steps, settings.max_steps) if settings.max_steps else steps, settings.seed, size, settings.lr or recipe.schedule.lr, settings.workers, settings.save_every,
         shuffle_phrases=settings.shuffle_phrases, sam=settings.sam, autocast=settings.autocast, deterministic=settings.deterministic,
         benchmarks=tuple(settings.benchmarks), global_batch=batch, keep_states=settings.keep_states,
+        validate_every=settings.validate_every, validate_pictures=settings.validate_pictures, trackers=tuple(settings.trackers),
     )  # fmt: skip

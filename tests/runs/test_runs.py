@@ -44,8 +44,9 @@ def test_training_with_what_is_there(run_notebook, small_world, tmp_path, monkey
     few = dict(max_steps=2, batch_size=2, save_every=1, dtype="bfloat16", autocast="off")
     status, said, _ = run_notebook("train", name="all", **few)
     assert status != 0 and "png_coco_train2017.json" in said and "frozen LMM" not in said, said
-    status, said, runs = run_notebook("train", name="refcoco", benchmarks="[refcoco]", **few)
+    status, said, runs = run_notebook("train", name="refcoco", benchmarks="[refcoco]", validate_every=2, validate_pictures=2, **few)
     assert status == 0, said
+    assert "1 looks at what is held out took" in said and (runs / "refcoco/head_best/model.safetensors").exists() and (runs / "refcoco/validation.png").exists()
     assert f"HGLMM_DATA={world}" in said and "bfloat16, autocast of the head off" in said and "from refcoco val" in said
     config = json.loads((runs / "refcoco/config.json").read_text())
     assert config["settings"]["data_root"] == str(world) and config["precision"] == "off" and config["fingerprint"]["lmm"]["dtype"] == "bfloat16"

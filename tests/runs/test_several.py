@@ -68,14 +68,14 @@ def test_a_process_without_phrases_adds_nothing_and_waits_for_nobody(ranks, smal
 
 # --- killed and gone on with
 
-WORDS = ("-p", "max_steps", 4, "-p", "save_every", 2, "-p", "batch_size", 1, "-p", "device", "cpu", "-p", "benchmarks", "[png]")
+WORDS = ("-p", "max_steps", 4, "-p", "save_every", 2, "-p", "batch_size", 1, "-p", "device", "cpu", "-p", "benchmarks", "[png]", "-p", "validate_every", 2, "-p", "validate_pictures", 4)
 BATCH = ("-p", "global_batch", 3)
 
 
 def content(folder: Path) -> dict:
     "All of the last state that must be the same."
     state = states.read(folder / states.LAST)
-    return {name: state[name] for name in ("head", "optimizer", "step", "position", "generators", "skipped")}
+    return {name: state[name] for name in ("head", "optimizer", "step", "position", "generators", "skipped", "best", "validated")}
 
 
 def same(a, b) -> bool:
@@ -105,9 +105,9 @@ def undisturbed(ranks, go):
 
 def test_a_run_on_three_processes_leaves_what_a_run_leaves(undisturbed):
     folder, said = undisturbed
-    assert {path.name for path in folder.iterdir()} == {"config.json", "head", "log.jsonl", "state.pt", "state.previous.pt", "tensorboard"}
+    assert {path.name for path in folder.iterdir()} == {"config.json", "head", "head_best", "log.jsonl", "state.pt", "state.previous.pt", "tensorboard", "validation.png"}
     assert "in each of 3 processes" in said and said.count("training the head: 4/4 (100%)") == 1  # one of them speaks
-    assert [line["step"] for line in training.read_log(folder)] == [4]
+    assert [line["step"] for line in training.read_log(folder)] == [2, 4] and said.count("validation, 4 pictures: the last head (step 4") == 1
     state = states.read(folder / states.LAST)
     assert (state["step"], state["position"], len(state["generators"])) == (4, 12, 3)
     assert not same(state["generators"][0], state["generators"][1])  # each drops out other numbers
