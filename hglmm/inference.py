@@ -13,7 +13,7 @@ from torch import nn
 from . import devices
 from .datasets.core import Sample
 from .lmm.answers import Answer
-from .lmm.features import Features, swap_phrases
+from .lmm.features import Features, one_per_picture, swap_phrases
 from .lmm.frozen import FrozenLMM
 
 # %% ../nbs/20_inference.ipynb #15cb2495
@@ -23,13 +23,18 @@ THRESHOLD = 0.5  # a pixel that is likelier than that belongs to the mask, unles
 @torch.no_grad()
 def probabilities(
     head: nn.Module,  # in eval mode
-    features: list[Features],
+    features: list[Features],  # of each text about a picture
     autocast: str = "off",  # precision of the head, as `devices.autocast` names it
-) -> list[np.ndarray]:  # per picture float32 (n, H, W), at the picture's own size
+) -> list[np.ndarray]:  # per text float32 (n, H, W), at the picture's own size
     "How likely each pixel belongs to each phrase."
+    pictures, places = one_per_picture(features)
     with devices.autocast(features[0].levels.device, autocast):
-        drawn = head.draw(features)
-    return [one.letterbox.enlarge(one.logits.sigmoid()).cpu().numpy() for one in drawn]
+        drawn = head.draw(pictures)
+    found: dict[int, np.ndarray] = {}
+    for one, texts in zip(drawn, places, strict=True):
+        likely = one.letterbox.enlarge(one.logits.sigmoid()).cpu().numpy()
+        found |= zip(texts, np.split(likely, np.cumsum([len(features[k].attention) for k in texts[:-1]])), strict=True)
+    return [found[k] for k in range(len(features))]
 
 
 def likelihoods(

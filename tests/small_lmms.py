@@ -11,7 +11,9 @@ from tokenizers.normalizers import Prepend, Replace
 from tokenizers.normalizers import Sequence as Normalizers
 from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaTokenizerFast, LlavaConfig, LlavaNextConfig, PretrainedConfig
 
-from hglmm.lmm import llava
+from hglmm import recipes
+from hglmm.lmm import deepseek_vision, deepseek_vl, llava
+from hglmm.lmm.frozen import FrozenLMM
 
 TEXTS = (
     "A red mug and two fish on the table.",
@@ -98,6 +100,28 @@ def llava_folder(folder: Path, text: PretrainedConfig, kind: str = "llava", towe
     tokenizer.save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}).save_pretrained(folder)
     return folder
+
+
+def tiny_deepseek(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FrozenLMM:
+    "DeepSeek-VL in miniature with random weights."
+    siglip = deepseek_vision.SIGLIP_SIZES["siglip_large_patch16_384"]
+    small = dict(hidden_size=16, intermediate_size=32, num_attention_heads=2, patch_size=8)
+    monkeypatch.setitem(deepseek_vision.SIGLIP_SIZES, "tiny_siglip", {**siglip, **small})
+    tokenizer = byte_level(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image_placeholder>"], "eos_token": "</s>"})
+    config = {
+        "model_type": "multi_modality",
+        "vision_config": dict(cls="CLIPVisionTower", params=dict(model_name="tiny_siglip", image_size=32, select_layer=-1, select_feature="same")),
+        "aligner_config": {"params": dict(depth=2, input_dim=16, n_embed=32, projector_type="mlp_gelu")},
+        "language_config": dict(
+            model_type="llama", hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, vocab_size=len(tokenizer),
+        ),
+    }  # fmt: skip
+    torch.manual_seed(0)
+    deepseek_vl.random_folder(folder / "lmm", config, tokenizer)
+    prompt = "<image_placeholder>" * 16 + "Please give me a description of the image."
+    recipe = recipes.replace("deepseek_vl_1_3b", layers=3, heads=4, width=32, grid=4, image_size=32, dtype="float32", prompt=prompt)
+    return FrozenLMM.load(recipe, folder / "lmm", device="cpu")
 
 
 class Hostile:

@@ -32,6 +32,7 @@ class Sample:
     masks: np.ndarray  # bool (n, H, W)
     id: str = ""  # unique within its dataset: what records and resumed runs go by
     info: dict[str, Any] = field(default_factory=dict)  # what the benchmark needs beside it: categories, plural, isthing, ...
+    prepared: tuple[Any, Any] | None = None  # what the LMM's `prepare` gives for the picture, where a loader has done that ahead; None: not yet
 
     @cached_property
     def phrases(self) -> list[str]:
@@ -144,6 +145,12 @@ class Subset:
     def ids(self) -> list[str]:
         "The ids of its samples."
         every = self.dataset.ids
+        return [every[i] for i in self.indices]
+
+    @property
+    def image_ids(self) -> list[Any]:
+        "The pictures of its samples."
+        every = self.dataset.image_ids
         return [every[i] for i in self.indices]
 
     @property

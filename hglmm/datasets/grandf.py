@@ -140,6 +140,11 @@ class GranDf:
         "The ids of the samples: the pictures'."
         return [d.image_id for d in self.descriptions]
 
+    @property
+    def image_ids(self) -> list[str]:
+        "The picture of each sample."
+        return self.ids
+
     @cached_property
     def notes(self) -> dict[str, int]:
         "What must be known of the split, counted."

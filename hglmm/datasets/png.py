@@ -109,6 +109,11 @@ class PNG:
         "The ids of the samples: picture and annotator."
         return [self._ids[i] for i in range(len(self))]
 
+    @property
+    def image_ids(self) -> list[int]:
+        "The picture of each sample."
+        return [self.narratives[i].image_id for i in range(len(self))]
+
     @cached_property
     def notes(self) -> dict[str, int]:
         "What must be known of the file, counted."

@@ -155,6 +155,7 @@ class ReasonSeg:
         "The ids of the samples: picture, and which of its texts."
         return [f"{path.stem}/{number}" for path, number, _, _ in self.questions]
 
+
 # %% ../../nbs/datasets/11_reasonseg.ipynb #980e66c5
 def _nothing_drawn(shapes: list[dict], source: str) -> str:
     "What to note of a picture in which no answer is drawn; empty if one is, or if that cannot be told."
@@ -165,6 +166,12 @@ def _nothing_drawn(shapes: list[dict], source: str) -> str:
     return "" if TARGET in values else "pictures whose shapes are all to be ignored" if values else "pictures without a shape"
 
 # %% ../../nbs/datasets/11_reasonseg.ipynb #c4c077e2
+@patch(as_prop=True)
+def image_ids(self: ReasonSeg) -> list[str]:
+    "The picture of each sample."
+    return [path.stem for path, _, _, _ in self.questions]
+
+
 @patch
 def __getitem__(self: ReasonSeg, i: int) -> Sample:
     path, number, question, long = self.questions[i]

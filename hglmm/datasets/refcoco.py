@@ -126,6 +126,11 @@ class RefCOCO:
         "The ids of the samples: picture; if a sample is one object, that; if it is one sentence, its ref and place in it."
         return [self._ids[i] for i in range(len(self))]
 
+    @property
+    def image_ids(self) -> list[int]:
+        "The picture of each sample."
+        return [int(self._images[self.samples[i][0][0]]) for i in range(len(self))]
+
     @cached_property
     def notes(self) -> dict[str, int]:
         "What must be known of the split, counted. Most masks need not be drawn for it."
@@ -230,9 +235,13 @@ def draw(
 # %% ../../nbs/datasets/09_refcoco.ipynb #1171a7a1
 @patch
 def _image(self: RefCOCO, image_id: int) -> Image.Image:
-    "A picture of the size that the annotations were drawn at."
-    file_name, height, width = self.pictures[image_id]
-    return open_annotated(self.image_dir / file_name, (width, height), str(self.instances))
+    "A picture of the size that the annotations were drawn at. The last one is kept: sentences about a picture mostly come together."
+    known, image = getattr(self, "_last_image", (None, None))
+    if known != image_id:
+        file_name, height, width = self.pictures[image_id]
+        image = open_annotated(self.image_dir / file_name, (width, height), str(self.instances))
+        self._last_image = image_id, image
+    return image.copy()
 
 
 @patch

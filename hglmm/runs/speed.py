@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PHRASES', 'FILLER', 'WAYS', 'FEATURES', 'example', 'deepseek_config', 'word_tokenizer', 'made_folder', 'every_level',
-           'encode_by_all_maps', 'encode_by_taps', 'difference', 'Meter', 'Job', 'measure', 'measure_apart', 'main']
+           'encode_by_all_maps', 'encode_by_taps', 'difference', 'Meter', 'cost', 'Job', 'measure', 'measure_apart',
+           'main']
 
 # %% ../../nbs/runs/19_speed.ipynb #deb71333
 import ctypes
@@ -212,6 +213,25 @@ class Meter:
         peak = torch.cuda.max_memory_allocated(self.device) if cuda else _resident("VmHWM")
         self.highest = max(self.highest, peak)
         return result, seconds, peak - before
+
+# %% ../../nbs/runs/19_speed.ipynb #c3e005da
+def cost(
+    work: Callable[[], Any],
+    device: torch.device,
+    repeats: int = 3,
+) -> float:  # seconds: of this process on a CPU, of the clock on a GPU
+    "What some work takes, the least of several tries."
+    cuda, found = device.type == "cuda", []
+    for _ in range(repeats):
+        if cuda:
+            torch.cuda.synchronize(device)
+        clock = time.perf_counter if cuda else time.process_time
+        start = clock()
+        work()
+        if cuda:
+            torch.cuda.synchronize(device)
+        found.append(clock() - start)
+    return min(found)
 
 # %% ../../nbs/runs/19_speed.ipynb #7ab5a001
 @dataclass

@@ -111,10 +111,10 @@ def question_row(
 def measure_questions(job: Job, samples: list[Sample], keep: Keep | None = None) -> list[list[dict]]:
     "One record per question of ReasonSeg."
     lmm, head = job.models
-    found = []
-    for sample in samples:
-        answer = lmm.answer(sample.image, question_prompt(sample.info["question"]), job.max_new_tokens)
+    found, questions = [], [question_prompt(sample.info["question"]) for sample in samples]
+    for sample, answer in zip(samples, lmm.each_answer([sample.image for sample in samples], questions, job.max_new_tokens), strict=True):
         likely = ground_answer(lmm, head, answer, whole(answer.text), job.autocast)[0].max(0, keepdims=True, initial=0)
+        answer.forget()
         said = answer.text.strip()
         if keep:
             keep(sample.id, likely, sample.phrases, answer=said)
@@ -126,10 +126,10 @@ def measure_descriptions(job: Job, samples: list[Sample], keep: Keep | None = No
     "One record per noun phrase of what the LMM says of a picture; one with no phrase if it says nothing."
     lmm, head = job.models
     found = []
-    for sample in samples:
-        answer = lmm.answer(sample.image, job.question, job.max_new_tokens)
+    for sample, answer in zip(samples, lmm.each_answer([sample.image for sample in samples], job.question, job.max_new_tokens), strict=True):
         spans = noun_phrases(answer.text)
         likely, _ = ground_answer(lmm, head, answer, [(s.start, s.end) for s in spans], job.autocast)
+        answer.forget()
         if keep:
             keep(sample.id, likely, [s.text for s in spans])
         said = gcg.to_prediction(sample.info["image_id"], answer.text.strip(), [s.text for s in spans], likely > job.threshold)
@@ -286,8 +286,9 @@ def measure(
     records = Records(benchmark.folder, process, settings_of(job, benchmark, data))
     check_samples(records, whole_of(data))
     evaluation.evaluate(
-        lambda samples: TASKS[benchmark.task](job, samples, keep), data, records, job.batch_size, process, processes, advance, max(0.5, job.max_failed)
-    )
+        lambda samples: TASKS[benchmark.task](job, samples, keep), data, records, job.batch_size, process, processes, advance, max(0.5, job.max_failed),
+        prepare=None if benchmark.task in SPOKEN else job.models[0].prepare,
+    )  # fmt: skip
     return records
 
 # %% ../../nbs/runs/10_tasks.ipynb #b58c6ba0

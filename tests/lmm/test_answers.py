@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_lmms import SPECIAL, TEXTS, byte_level, metaspace, sentencepiece_model
+from small_lmms import SPECIAL, TEXTS, byte_level, metaspace, sentencepiece_model, tiny_deepseek
 from transformers import LlamaTokenizer, LlamaTokenizerFast
 from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
-from hglmm import phrases, recipes
+from hglmm import phrases
 from hglmm.datasets.core import Sample
 from hglmm.errors import CheckpointError, DataError, SettingError
-from hglmm.lmm import deepseek_vision, deepseek_vl
 from hglmm.lmm.answers import Answer
 from hglmm.lmm.frozen import FrozenLMM
 
@@ -143,26 +142,6 @@ def test_the_work_grows_with_the_length(tokenizer, monkeypatch):
 
 
 # Grounding an answer: toy_llava, and DeepSeek-VL in miniature with random weights
-
-
-def tiny_deepseek(folder, monkeypatch) -> FrozenLMM:
-    siglip = deepseek_vision.SIGLIP_SIZES["siglip_large_patch16_384"]
-    small = dict(hidden_size=16, intermediate_size=32, num_attention_heads=2, patch_size=8)
-    monkeypatch.setitem(deepseek_vision.SIGLIP_SIZES, "tiny_siglip", {**siglip, **small})
-    tokenizer = byte_level(folder)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image_placeholder>"], "eos_token": "</s>"})
-    config = {
-        "model_type": "multi_modality",
-        "vision_config": dict(cls="CLIPVisionTower", params=dict(model_name="tiny_siglip", image_size=32, select_layer=-1, select_feature="same")),
-        "aligner_config": {"params": dict(depth=2, input_dim=16, n_embed=32, projector_type="mlp_gelu")},
-        "language_config": dict(
-            model_type="llama", hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, vocab_size=len(tokenizer),
-        ),
-    }  # fmt: skip
-    torch.manual_seed(0)
-    deepseek_vl.random_folder(folder / "lmm", config, tokenizer)
-    recipe = recipes.replace("deepseek_vl_1_3b", layers=3, heads=4, width=32, grid=4, image_size=32, dtype="float32")
-    return FrozenLMM.load(recipe, folder / "lmm", device="cpu")
 
 
 @pytest.fixture(params=["toy_llava", "deepseek_vl"])

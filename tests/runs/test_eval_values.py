@@ -53,6 +53,9 @@ class Said:
     image: Image.Image
     cut: bool = False
 
+    def forget(self) -> None:
+        "There is nothing to forget."
+
 
 class Told:
     "An LMM: per side of a picture its answer, whether that was cut, and per phrase the columns it lies on with their probability."
@@ -61,14 +64,15 @@ class Told:
     source: dict = {}
 
     def __init__(self, answers: dict[int, tuple[str, dict[str, tuple[range, float]]]], cut: set[int] = frozenset()):
-        self.answers, self.cut, self.asked = answers, cut, []
+        self.told, self.cut, self.asked = answers, cut, []
 
-    def answer(self, image: Image.Image, question: str, max_new_tokens: int = 1024) -> Said:
-        self.asked.append((question, max_new_tokens))
-        return Said(self.answers[image.width][0], image, image.width in self.cut)
+    def each_answer(self, images: list[Image.Image], questions: str | list[str], max_new_tokens: int = 1024) -> list[Said]:
+        questions = [questions] * len(images) if isinstance(questions, str) else questions
+        self.asked += [(question, max_new_tokens) for question in questions]
+        return [Said(self.told[image.width][0], image, image.width in self.cut) for image in images]
 
     def encode_answer(self, answer: Said, spans: list[tuple[int, int]], tokens: bool = False) -> Features:
-        side, (text, drawn) = answer.image.width, self.answers[answer.image.width]
+        side, (text, drawn) = answer.image.width, self.told[answer.image.width]
         likely = torch.full((len(spans), 1, side, side), 0.01)
         for map_, (start, end) in zip(likely, spans, strict=True):
             columns, probability = drawn[text[start:end]]

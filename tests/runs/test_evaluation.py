@@ -222,7 +222,7 @@ def test_a_run_in_which_most_fail_is_stopped_early(monkeypatch, tmp_path):
 
     with pytest.raises(DataError, match="16 of the first 16 samples failed, the last by DataError: picture 15 is cut short. The evaluation was stopped"):
         evaluation.evaluate(lambda samples: [[] for _ in samples], Broken(), Records(tmp_path / "a"), batch_size=4)
-    assert Broken.asked == 16
+    assert Broken.asked <= 20  # a batch is read ahead
     evaluation.evaluate(lambda samples: [[] for _ in samples], Broken(), Records(tmp_path / "b"), batch_size=4, allowed=1.0)
     assert len(Records(tmp_path / "b").failures()) == 100
 

@@ -50,10 +50,10 @@ def test_captions_name_the_objects(grounder):
 @pytest.mark.parametrize("benchmark, least", [("refcoco+", 72), ("png", 80), ("refcoco", 55)])  # places and relations are beyond the toy LMM
 def test_the_head_grounds_what_the_lmm_says(benchmark, least, grounder, world, tmp_path):
     data = layout.open_png(world) if benchmark == "png" else layout.open_refcoco(world, benchmark)
-    score = {}
+    score, batches = {}, list(evaluation.batches(data, 8))
     for swapped in (False, True):
-        masks = [inference.predict(grounder.lmm, grounder.head, [data[i] for i in batch], shuffle_phrases=swapped) for batch in evaluation.batches(len(data), 8)]
-        rows = [row for i, found in enumerate(one for batch in masks for one in batch) for row in evaluation.rows_of(data[i], found)]
+        masks = [inference.predict(grounder.lmm, grounder.head, [data[i] for i in batch], shuffle_phrases=swapped) for batch in batches]
+        rows = [row for batch, found in zip(batches, masks, strict=True) for i, one in zip(batch, found, strict=True) for row in evaluation.rows_of(data[i], one)]
         score[swapped] = 100 * sum(row["iou"] for row in rows) / len(rows)
     assert score[False] > least
     assert score[True] < score[False] / 2  # with the phrases of other pictures there is nothing to go by
