@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REST', 'chains', 'Turns', 'meet', 'own_bytes', 'shard', 'load']
 
-# %% ../../nbs/lmm/16_sharding.ipynb #f7323046
+# %% ../../nbs/lmm/16_sharding.ipynb #11e8934a
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from .. import fingerprints, recipes
 from ..errors import SettingError
 from .frozen import FrozenLMM
 
-# %% ../../nbs/lmm/16_sharding.ipynb #c1a36797
+# %% ../../nbs/lmm/16_sharding.ipynb #e6fec9bf
 def _rows(module: nn.Module) -> list[list[nn.Module]]:
     "Rows of blocks in a tower."
     if isinstance(module, nn.ModuleList):
@@ -39,7 +39,7 @@ def chains(lmm: FrozenLMM) -> list[list[nn.Module]]:
             found += _rows(part) or [[part]]  # a projector has no rows
     return found
 
-# %% ../../nbs/lmm/16_sharding.ipynb #fa9e98ca
+# %% ../../nbs/lmm/16_sharding.ipynb #5cc3ef92
 REST = 1 << 30  # in place of a chain: nothing more is wanted
 
 
@@ -95,7 +95,7 @@ def meet(lmm: FrozenLMM) -> None:
     if lmm.sharded:
         lmm.sharded.take()
 
-# %% ../../nbs/lmm/16_sharding.ipynb #c4bd7a3e
+# %% ../../nbs/lmm/16_sharding.ipynb #9976831a
 def own_bytes(module: nn.Module) -> int:
     "Bytes of weights that this process holds."
     return sum((p.to_local() if isinstance(p, DTensor) else p).nbytes for p in module.parameters())
