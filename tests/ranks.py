@@ -5,13 +5,20 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
+from PIL import Image
+from small_lmms import tiny_deepseek
 
 from hglmm import recipes
 from hglmm.datasets import layout
-from hglmm.datasets.core import Subset
+from hglmm.datasets.core import Sample, Subset
+from hglmm.errors import SettingError
+from hglmm.lmm import sharding
 from hglmm.lmm.frozen import FrozenLMM
-from hglmm.runs import launch, training, training_data, validation
+from hglmm.lmm.taps import TextTap
+from hglmm.runs import launch, training, training_data, training_plan, validation
 from hglmm.runs.trainer import Trainer
 
 
@@ -91,3 +98,88 @@ def look(world: str, other: str, folder: str) -> None:
     found = {"own": [list(place) for place in own.rows], "told": told, "left": [part.title for part in left], "stopped": trainer.stop}
     (Path(folder) / f"{launch.rank()}.json").write_text(json.dumps(found))
     launch.leave()
+# --- an LMM that two processes share
+
+
+def said_about(draw: np.random.Generator, phrases: int, pictures: int = 1) -> list[Sample]:
+    "Pictures of noise and so many phrases about each."
+    pieces = [("A picture. ", None), *((f"the red mug number {k} ", k) for k in range(phrases))]
+    return [Sample(Image.fromarray(draw.integers(0, 255, (60, 90, 3), dtype=np.uint8)), pieces, np.ones((phrases, 60, 90), bool)) for _ in range(pictures)]
+
+
+def same_features(lmm: FrozenLMM, plain: FrozenLMM, samples: list[Sample]) -> bool:
+    "Does an LMM read the same as another one, to the bit?"
+    ours, theirs = lmm.encode(samples), plain.encode(samples)
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for a, b in zip(ours, theirs, strict=True) for name in ("attention", "text", "levels", "pixels"))
+
+
+def reads_alike(lmm: FrozenLMM, plain: FrozenLMM) -> dict[str, bool]:
+    "What two processes read together, which do not go the same way."
+    draw, first = np.random.default_rng(launch.rank()), launch.rank() == 0
+    found = {"batches": same_features(lmm, plain, said_about(draw, 3 if first else 1, 2 if first else 1))}
+    found["no phrase in one"] = same_features(lmm, plain, said_about(draw, 0 if first else 2))
+    found["no phrase in the other"] = same_features(lmm, plain, said_about(draw, 2 if first else 0))
+    found["one more"] = not first or same_features(lmm, plain, said_about(draw, 1))
+    sharding.meet(lmm)
+    picture, most = said_about(draw, 0)[0].image, 9 if first else 4
+    ours, theirs = (one.answer(picture, "What is in the image?", max_new_tokens=most) for one in (lmm, plain))
+    found["answers"] = ours == theirs and len(ours.tokens) == most
+    if not first:  # while the other one still speaks
+        features = [one.encode_answer(answer, [(0, len(answer.text))]) for one, answer in ((lmm, ours), (plain, theirs))]
+        found["words"] = torch.equal(features[0].attention, features[1].attention) and torch.equal(features[0].text, features[1].text)
+    sharding.meet(lmm)
+    return found
+
+
+def fails_and_goes_on(lmm: FrozenLMM, plain: FrozenLMM) -> bool:
+    "An error in one process, in the midst of its pass through the decoder."
+    samples = said_about(np.random.default_rng(5), 2)
+    read = TextTap._read
+    if launch.rank():
+        TextTap._read = None
+        with pytest.raises(TypeError):
+            lmm.encode(samples)
+        TextTap._read = read
+    good = same_features(lmm, plain, samples)
+    sharding.meet(lmm)
+    return good
+
+
+def refused(lmm: FrozenLMM) -> list[str]:
+    "What cannot be shared out."
+    said = []
+    for one in (lmm, FrozenLMM.load("toy_llava", device_map={"": "cpu"})):
+        with pytest.raises(SettingError) as error:
+            sharding.shard(one, torch.device("cpu"))
+        said.append(str(error.value))
+    return said
+
+
+def shared(world: str, folder: str) -> None:
+    "Two processes share LMMs, and train a head with one."
+    torch.set_num_threads(1)
+    shares, last = training.shares, launch.own_rank()[0] == 1
+    training.shares = lambda *told: (bare(share) if last and share.end == 6 else share for share in shares(*told))  # no phrase in the second step
+    leave, launch.leave = launch.leave, lambda: None
+    words = ["-p", "name", "shared", "-p", "data", world, "-p", "benchmarks", ["png"], "-p", "device", "cpu", "-p", "batch_size", 1, "-p", "global_batch", 3, "-p", "max_steps", 3]
+    training.main([*map(str, words), "-p", "shard_lmm", "True"])
+    found = {"rank": launch.rank()}
+
+    plain, lmm = FrozenLMM.load("toy_llava", device="cpu"), sharding.load("toy_llava")
+    whole = sharding.own_bytes(plain.model)
+    found["before"] = sharding.own_bytes(lmm.model) / whole
+    found["toy_llava"], found["error"] = reads_alike(lmm, plain), fails_and_goes_on(lmm, plain)
+    found["after"], found["lent"] = sharding.own_bytes(lmm.model) / whole, lmm.sharded.lent
+    found["alike"], found["refused"] = training_plan.of_lmm(lmm) == training_plan.of_lmm(plain), refused(lmm)
+
+    own = Path(folder) / f"lmm{launch.rank()}"
+    own.mkdir()
+    plain = tiny_deepseek(own, pytest.MonkeyPatch(), hybrid=True)
+    found["hybrid"] = reads_alike(sharding.load(plain.recipe, own / "lmm"), plain)
+
+    settings = training_plan.asked({**training_plan.read_words([*map(str, words)]), "name": "whole"})
+    data = training.open_data(world, settings.benchmarks)
+    head = training.open_trainer(settings, training_plan.plan(settings, len(data), 2), data, world).fit()
+    found["head"] = head.state_dict()
+    torch.save(found, Path(folder) / f"rank{launch.rank()}.pt")
+    leave()

@@ -111,17 +111,21 @@ def llava_folder(folder: Path, text: PretrainedConfig, kind: str = "llava", towe
     return folder
 
 
-def tiny_deepseek(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FrozenLMM:
-    "DeepSeek-VL in miniature with random weights."
-    siglip = deepseek_vision.SIGLIP_SIZES["siglip_large_patch16_384"]
+def tiny_deepseek(folder: Path, monkeypatch: pytest.MonkeyPatch, hybrid: bool = False) -> FrozenLMM:
+    "DeepSeek-VL in miniature with random weights; with both towers, as the 7B has them, or with one."
+    siglip, sam = deepseek_vision.SIGLIP_SIZES["siglip_large_patch16_384"], deepseek_vision.SAM_SIZES["sam_b_downsample"]
     small = dict(hidden_size=16, intermediate_size=32, num_attention_heads=2, patch_size=8)
     monkeypatch.setitem(deepseek_vision.SIGLIP_SIZES, "tiny_siglip", {**siglip, **small})
+    small = dict(hidden_size=12, num_attention_heads=2, patch_size=8, output_channels=6, window_size=3, downsample_channels=(10, 16))
+    monkeypatch.setitem(deepseek_vision.SAM_SIZES, "tiny_sam", {**sam, **small})
     tokenizer = byte_level(folder)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image_placeholder>"], "eos_token": "</s>"})
+    low, high = dict(model_name="tiny_siglip", image_size=32, select_layer=-1, select_feature="same"), dict(model_name="tiny_sam", image_size=64)
+    both, projector = dict(concat_type="tuple", low_res_cfg=low, high_res_cfg=high), "low_high_hybrid_split_mlp_gelu" if hybrid else "mlp_gelu"
     config = {
         "model_type": "multi_modality",
-        "vision_config": dict(cls="CLIPVisionTower", params=dict(model_name="tiny_siglip", image_size=32, select_layer=-1, select_feature="same")),
-        "aligner_config": {"params": dict(depth=2, input_dim=16, n_embed=32, projector_type="mlp_gelu")},
+        "vision_config": dict(cls="HybridVisionTower", params=both) if hybrid else dict(cls="CLIPVisionTower", params=low),
+        "aligner_config": {"params": dict(depth=2, input_dim=16, n_embed=32, projector_type=projector)},
         "language_config": dict(
             model_type="llama", hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, vocab_size=len(tokenizer),
         ),
@@ -129,7 +133,8 @@ def tiny_deepseek(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FrozenLMM:
     torch.manual_seed(0)
     deepseek_vl.random_folder(folder / "lmm", config, tokenizer)
     prompt = "<image_placeholder>" * 16 + "Please give me a description of the image."
-    recipe = recipes.replace("deepseek_vl_1_3b", layers=3, heads=4, width=32, grid=4, image_size=32, dtype="float32", prompt=prompt)
+    size = dict(layers=3, heads=4, width=32, grid=4, image_size=64 if hybrid else 32, dtype="float32")
+    recipe = recipes.replace("deepseek_vl_7b" if hybrid else "deepseek_vl_1_3b", **size, prompt=prompt)
     return FrozenLMM.load(recipe, folder / "lmm", device="cpu")
 
 

@@ -38,6 +38,7 @@ class FrozenLMM(ABC):
     "A chat LMM that is only ever read."
 
     source: dict[str, Any] | None = None  # what was loaded, as `hub.source` gives it
+    sharded: Any = None  # the `sharding.Turns` of one that several processes share (notebook 16_sharding)
 
     def __init__(self, recipe: recipes.Recipe, model: nn.Module, tokenizer: Any):
         self.recipe, self.model, self.tokenizer = recipe, model.eval().requires_grad_(False), tokenizer

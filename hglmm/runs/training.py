@@ -28,13 +28,13 @@ from .. import devices, paths
 from ..datasets.core import Sample
 from ..errors import DataError, SettingError
 from ..heads import loading
+from ..lmm import sharding
 from ..lmm.features import swap_phrases
-from ..lmm.frozen import FrozenLMM
 from ..progress import progress
 from . import launch, processes, states, training_plan, validation
 from .parameters import Settings
 from .trackers import Trackers
-from .trainer import Trainer
+from .trainer import Trainer, open_lmm
 from .training_data import open_data, shares
 from .training_plan import Run, batch_loss, rate
 from ..toy.files import find_root
@@ -130,6 +130,7 @@ def train_step(
         if losses["loss"].requires_grad:
             (losses["loss"] * share).backward()
         own = own + torch.stack([losses[name].detach().float() for name in LOSSES]) * share
+    sharding.meet(self.lmm)  # others may still have portions
     found = self.add_up(own)
     norm = nn.utils.clip_grad_norm_(self.trained, self.run.recipe.schedule.clip)
     if bool((found[0] + norm).isfinite()):  # one question to the device, not two
@@ -271,13 +272,13 @@ def open_trainer(
 ) -> Trainer:
     "The LMM, the head and the state of a run; the first process says what they are."
     device = devices.device(settings.device if launch.size() == 1 else launch.own_device(settings.device, launch.own_rank()[2]))
-    lmm = FrozenLMM.load(run.recipe, settings.lmm_path or None, device, settings.dtype or None, revision=settings.revision or None)
+    lmm = open_lmm(settings, run.recipe, device)
     trainer = Trainer(run, lmm, data, paths.run_folder(settings.name), on_log, {**settings.as_dict(), "data_root": str(root)}, validation.hold_out(root, run))
     resumed = trainer.resume()
     if launch.rank() == 0:
         frozen, trained = (sum(p.numel() for p in module.parameters()) / 1e6 for module in (lmm.model, trainer.head))
         precision = f"{str(lmm.dtype).removeprefix('torch.')}, autocast of the head {trainer.precision}"
-        many = f" in each of {launch.size()} processes" if launch.size() > 1 else ""
+        many = f" in each of {launch.size()} processes{', which share the LMM' if lmm.sharded else ''}" if launch.size() > 1 else ""
         print(f"frozen LMM {frozen:.2f} M parameters on {lmm.device}, {precision}; head {trained:.2f} M{many}", f"- resumed at step {trainer.step}" if resumed else "", flush=True)
     return trainer
 

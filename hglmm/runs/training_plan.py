@@ -105,7 +105,7 @@ def of_lmm(lmm: FrozenLMM) -> dict[str, Any]:
     pixels, _ = lmm.prepare(Image.fromarray(colours.astype(np.uint8)))
     return {
         "dtype": str(lmm.dtype).removeprefix("torch."),
-        "weights": fingerprints.of_module(lmm.model),
+        "weights": lmm.sharded.weights if lmm.sharded else fingerprints.of_module(lmm.model),
         "vision layers": list(lmm.recipe.vision_layers),
         "token ids": fingerprints.of_settings(lmm.tokenizer(text)["input_ids"]),
         "pixels": fingerprints.of_settings((pixels.float() * 100).round().int().flatten().tolist()[:: max(1, pixels.numel() // 10_000)]),
@@ -157,6 +157,7 @@ def _value(text: str) -> Any:
 def count_processes(
     number: int | str,  # of processes, or `auto`
     restarts: int = 0,  # how often they may be started again
+    shard_lmm: bool = False,  # shall they share the LMM?
 ) -> int:
     "How many processes are asked for; `auto`: one per GPU."
     if number == "auto":
@@ -165,6 +166,8 @@ def count_processes(
         raise SettingError(f"parameter 'num_processes' is {number!r}, expected a whole number from 1 on, or auto (one for each GPU of this machine).")
     if number == 1 and restarts:
         raise SettingError(f"parameter 'max_restarts' is {restarts}, and one process, which runs in the notebook itself, cannot be started again from there. Leave it out, or choose num_processes.")
+    if number == 1 and shard_lmm:
+        raise SettingError("parameter 'shard_lmm' is True, and one process has nobody to share the LMM with. Choose num_processes, or leave it out.")
     return number
 
 
