@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from hglmm import fingerprints, recipes
@@ -37,7 +38,7 @@ def samples(data):
     return [data[i] for i in range(4)]
 
 
-def trainer(lmm, data, folder, steps=8, **changes):
+def trainer(lmm, data, folder, steps=6, **changes):
     folder.mkdir(exist_ok=True)
     settings = {"recipe": recipes.get("toy_llava"), "seed": 3, "batch_size": 1, "lr": 1e-3, "save_every": 100, "log_every": 1, **changes}
     return training.Trainer(training.Run(steps=steps, **settings), lmm, data, folder)
@@ -77,20 +78,21 @@ def equal(mine, theirs, tokens=False):
 
 @pytest.fixture(scope="module")
 def without(lmm, data, tmp_path_factory):
-    "A head after two epochs of four samples, one at a time, without a cache."
-    return trainer(lmm, Subset(data, range(4)), tmp_path_factory.mktemp("without") / "run").fit().state_dict()
+    "A head after two epochs of three samples, one at a time, without a cache."
+    return trainer(lmm, Subset(data, range(3)), tmp_path_factory.mktemp("without") / "run").fit().state_dict()
 
 
 @pytest.mark.parametrize("mode", ["rows", "levels"])
 def test_training_is_the_same_to_the_bit(mode, lmm, data, tmp_path, features, without, capsys):
-    few = Subset(data, range(4))
+    few = Subset(data, range(3))
     run = trainer(lmm, few, tmp_path / "run", feature_cache=mode)
     assert same(run.fit().state_dict(), without)
-    assert run.cache.counts == {"misses": 4, "written": 4, "hits": 4} and len(files(features)) == 4
+    assert run.cache.counts == {"misses": 3, "written": 3, "hits": 3} and len(files(features)) == 3
     said = capsys.readouterr().out
-    assert f"feature cache ({mode}): 4 of 4 samples repeat" in said and "4 hits, 4 misses, 4 written" in said
-    again = trainer(lmm, few, tmp_path / "again", feature_cache=mode)
-    assert same(again.fit().state_dict(), without) and again.cache.counts == {"hits": 8}
+    assert f"feature cache ({mode}): 3 of 3 samples repeat" in said and "3 hits, 3 misses, 3 written" in said
+    again = trainer(lmm, few, tmp_path / "again", steps=1, feature_cache=mode)
+    again.fit()
+    assert again.cache.counts == {"hits": 1}  # of another run
 
 
 def test_off_keeps_nothing(lmm, data, tmp_path, features):
@@ -102,11 +104,11 @@ def test_off_keeps_nothing(lmm, data, tmp_path, features):
 def test_what_was_kept_before_changes_nothing(lmm, data, tmp_path, features):
     "Batches of two, from nothing and with a part of them already there, which was read in other company."
     few = Subset(data, range(4))
-    cold = trainer(lmm, few, tmp_path / "cold", steps=4, batch_size=2, feature_cache="rows").fit().state_dict()
+    cold = trainer(lmm, few, tmp_path / "cold", steps=2, batch_size=2, feature_cache="rows").fit().state_dict()
     shutil.rmtree(features)
-    run = trainer(lmm, few, tmp_path / "warm", steps=4, batch_size=2, feature_cache="rows")
+    run = trainer(lmm, few, tmp_path / "warm", steps=2, batch_size=2, feature_cache="rows")
     run.cache.encode([data[3], data[0], data[1]])
-    assert same(run.fit().state_dict(), cold) and run.cache.counts == {"misses": 4, "written": 4, "hits": 7}
+    assert same(run.fit().state_dict(), cold) and run.cache.counts == {"misses": 4, "written": 4, "hits": 3}
 
 
 def test_a_run_of_batches_does_not_change_how_it_reads(lmm, data, tmp_path, features):
@@ -203,8 +205,8 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_what_was_read_otherwise_is_not_found(what, samples, tmp_path, monkeypatch):
-    own = FrozenLMM.load("toy_llava", device="cpu")
+def test_what_was_read_otherwise_is_not_found(what, lmm, samples, tmp_path, monkeypatch):
+    own = copy.deepcopy(lmm)
     before = feature_cache.of_reading(own, "rows")
     cache = FeatureCache(own, tmp_path, 10**9)
     cache.encode(samples[:1])
@@ -264,7 +266,7 @@ def test_another_sample_is_not_found(change, lmm, samples, tmp_path):
 
 def test_the_same_bytes_in_another_shape_are_another_picture(samples):
     flat = copy.copy(samples[0])
-    flat.image = flat.image.frombytes("RGB", (1, flat.image.width * flat.image.height), flat.image.tobytes())
+    flat.image = Image.frombytes("RGB", (1, flat.image.width * flat.image.height), flat.image.tobytes())
     assert feature_cache.of_sample(flat) != feature_cache.of_sample(samples[0])
     fewer = copy.copy(samples[0])
     fewer.masks = fewer.masks[:-1]
@@ -342,9 +344,9 @@ def test_what_the_run_needs_again_stays(lmm, samples, tmp_path):
     bound = int(0.8 * held(tmp_path / "measure"))
     cache = FeatureCache(lmm, tmp_path / "features", bound)
     with pytest.warns(UserWarning, match=r"cache_gb .* is used up.*every epoch") as said:
-        for _ in range(3):
+        for _ in range(2):
             assert all(equal(mine, lmm.encode([one])[0]) for one, mine in zip(samples, cache.encode(samples), strict=True))
-    assert len(said) == 1 and 0 < cache.counts["written"] < 4 and cache.counts["hits"] == 2 * cache.counts["written"]
+    assert len(said) == 1 and 0 < cache.counts["written"] < 4 and cache.counts["hits"] == cache.counts["written"]
     assert held(tmp_path / "features") <= bound
 
 
@@ -367,13 +369,13 @@ def test_other_kinds_go_first(tmp_path):
 def test_several_writers_stay_within_the_bound(writers, tmp_path):
     "In turns drawn by chance, each knowing only what it saw when it last looked."
     draw = np.random.default_rng(writers)
-    rooms, bound = [Room(tmp_path, 100_000, tmp_path, writers) for _ in range(writers)], 100_000
+    rooms, bound = [Room(tmp_path, 40_000, tmp_path, writers) for _ in range(writers)], 40_000
     looks = []
     for room in rooms:
         look = room.look
         room.look = lambda size, look=look: looks.append(size) or look(size)
-    for k in range(600):
-        size = int(draw.integers(200, 800))
+    for k in range(220):
+        size = int(draw.integers(200, 500))
         if draw.choice(rooms, p=[0.8] + [0.2 / (writers - 1)] * (writers - 1)).take(size):
             (tmp_path / f"{k}.safetensors").write_bytes(bytes(size))
         assert held(tmp_path) <= bound
@@ -405,7 +407,7 @@ def test_a_file_that_vanishes_is_no_fault(lmm, samples, tmp_path, monkeypatch):
 # --- a disk that does not take it
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
 def test_a_full_disk_is_said_once(number, lmm, data, tmp_path, features, without, monkeypatch):
     write, done = Path.write_bytes, []
 
@@ -418,12 +420,12 @@ def test_a_full_disk_is_said_once(number, lmm, data, tmp_path, features, without
         return write(self, content)
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    run = trainer(lmm, Subset(data, range(4)), tmp_path / "run", feature_cache="rows")
+    run = trainer(lmm, Subset(data, range(3)), tmp_path / "run", feature_cache="rows")
     with pytest.warns(UserWarning, match=os.strerror(number)) as said:
         head = run.fit()
     assert len([one for one in said if "cannot be written" in str(one.message)]) == 1
     assert ("The disk is full" in str(said[0].message)) == (number != errno.EROFS)
-    assert same(head.state_dict(), without) and run.cache.counts == {"misses": 7, "written": 1, "hits": 1}  # what is there is used
+    assert same(head.state_dict(), without) and run.cache.counts == {"misses": 5, "written": 1, "hits": 1}  # what is there is used
     assert [path.name.startswith(".") for path in features.rglob("*.safetensors")] == [False]
 
 
@@ -476,16 +478,14 @@ def test_the_parameters_of_a_run():
 
 @pytest.mark.slow
 def test_two_processes_share_a_cache(zygote, small_world, tmp_path):
-    "Through the program itself: the same head as without, and the second run finds what the first one kept."
-    words = ["-p", "max_steps", "6", "-p", "batch_size", "1", "-p", "device", "cpu", "-p", "benchmarks", "[png]", "-p", "data", str(small_world), "-p", "draw_once", "True"]
-    found = {}
-    for name, mode in (("without", "off"), ("cold", "rows"), ("warm", "rows")):
-        environment = {**os.environ, "HGLMM_RUNS": str(tmp_path / "runs"), "HGLMM_FEATURES": str(tmp_path / "features")}
-        status, said = zygote.run("ranks", "2", "train", *words, "-p", "name", name, "-r", "feature_cache", mode, timeout=300, environment=environment)
+    "Through the program itself: the second run finds what the first one's processes kept, and its head is the same."
+    words = ["-p", "max_steps", "2", "-p", "batch_size", "1", "-p", "device", "cpu", "-p", "benchmarks", "[refcoco]", "-p", "data", str(small_world), "-p", "draw_once", "True"]
+    environment, found = {**os.environ, "HGLMM_RUNS": str(tmp_path / "runs"), "HGLMM_FEATURES": str(tmp_path / "features")}, {}
+    for name in ("cold", "warm"):
+        status, said = zygote.run("ranks", "2", "train", *words, "-p", "name", name, "-r", "feature_cache", "rows", timeout=300, environment=environment)
         assert status == 0, said
         found[name] = said, states.read(tmp_path / "runs" / name / states.LAST)["head"]
-    assert same(found["cold"][1], found["without"][1]) and same(found["warm"][1], found["without"][1])
-    assert "feature cache" not in found["without"][0] and len(files(tmp_path / "features")) == 12
+    assert same(found["cold"][1], found["warm"][1]) and len(files(tmp_path / "features")) == 4
     for rank in range(2):
-        assert f"feature cache of process {rank}: 0 hits, 6 misses, 6 written" in found["cold"][0]
-        assert f"feature cache of process {rank}: 6 hits, 0 misses" in found["warm"][0]
+        assert f"feature cache of process {rank}: 0 hits, 2 misses, 2 written" in found["cold"][0]
+        assert f"feature cache of process {rank}: 2 hits, 0 misses" in found["warm"][0]
