@@ -130,8 +130,12 @@ def open_task(
 class TrainingSet:
     "All training samples of the given benchmarks."
 
-    def __init__(self, parts: list):
-        self.parts = parts
+    def __init__(
+        self,
+        parts: list,
+        draw_once: bool = False,  # every epoch has the sentences of the first one
+    ):
+        self.parts, self.draw_once = parts, draw_once
         self.ends = np.cumsum([len(p) for p in parts])
         self.skipped = sum(p.skipped for p in parts)
 
@@ -141,14 +145,20 @@ class TrainingSet:
         root: str | Path,
         benchmarks: tuple[str, ...] = ("refcoco", "refcoco+", "refcocog", "png"),
         paths: Mapping[str, Mapping[str, str | Path]] | None = None,  # by benchmark, files that lie elsewhere
+        draw_once: bool = False,
     ) -> "TrainingSet":
         "The train splits below a data root."
         given = {name: dict((paths or {}).get(name, {})) for name in benchmarks}
-        return cls([open_png(root, "train", **g) if name == "png" else open_refcoco(root, name, "train", **g) for name, g in given.items()])
+        return cls([open_png(root, "train", **g) if name == "png" else open_refcoco(root, name, "train", **g) for name, g in given.items()], draw_once)
 
     def draw(self, epoch: int, seed: int) -> "TrainingSet":
         "The set for one epoch."
-        return TrainingSet([p.draw(epoch, seed) if isinstance(p, RefCOCO) else p for p in self.parts])
+        epoch = 0 if self.draw_once else epoch
+        return TrainingSet([p.draw(epoch, seed) if isinstance(p, RefCOCO) else p for p in self.parts], self.draw_once)
+
+    def repeats(self, i: int) -> bool:
+        "Is the same said about a sample's picture in every epoch?"
+        return self.draw_once or not isinstance(self._place(i)[0], RefCOCO)
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
@@ -160,7 +170,9 @@ class TrainingSet:
 
     def __getitem__(self, i: int) -> Sample:
         part, place = self._place(i)
-        return part[place]
+        sample = part[place]
+        sample.info["repeats"] = self.repeats(i)
+        return sample
 
 # %% ../../nbs/datasets/13_layout.ipynb #31dfadcb
 @patch(as_prop=True)

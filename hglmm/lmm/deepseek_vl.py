@@ -199,6 +199,13 @@ class DeepSeekVL(FrozenLMM, family="deepseek_vl"):
         own, levels = self.model.tower(pixels, self.recipe.vision_layers)
         return self.model.projector(own), project_levels(self.model.projector, levels)
 
+    def see_levels(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        _, levels = self.model.tower(pixels, self.recipe.vision_layers)
+        return levels if isinstance(levels, tuple) else (levels,)
+
+    def project_levels(self, seen: tuple[Tensor, ...]) -> Tensor:
+        return project_levels(self.model.projector, seen if len(seen) > 1 else seen[0])
+
     def ask(self, question: str) -> str:
         return f"{SYSTEM}\n\n{super().ask(question)}"
 

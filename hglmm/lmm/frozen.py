@@ -76,6 +76,14 @@ class FrozenLMM(ABC):
     def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         "Pixels (B, 3, S, S) -> image embeddings (B, g*g, d) and levels (B, 8, g*g, d)."
 
+    def see_levels(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        "The levels (B, 8, g*g, width) of a tower, or of each, before the projector; of a model that cannot tell, after it."
+        return (self.see(pixels)[1],)
+
+    def project_levels(self, seen: tuple[Tensor, ...]) -> Tensor:
+        "Levels as `see` gives them, from what `see_levels` gives."
+        return seen[0]
+
     @property
     @abstractmethod
     def causal_lm(self) -> nn.Module:

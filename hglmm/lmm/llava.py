@@ -151,10 +151,19 @@ class LLaVA(FrozenLMM, family="llava"):
         pixels = (np.asarray(square, np.float32) * np.float32(self.scale) - self.mean) / self.std
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), box
 
-    def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def _look(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        "What the tower gives: its own choice, and the levels."
         config, recipe = self.model.config, self.recipe
         hidden = self.model.vision_tower(pixels, output_hidden_states=True).hidden_states
         patches = slice(1, None) if config.vision_feature_select_strategy == "default" else slice(None)
-        own = self.model.multi_modal_projector(hidden[config.vision_feature_layer][:, patches])
-        tapped = torch.stack([hidden[1 + layer][:, patches] for layer in recipe.vision_layers], 1)
-        return own, self.model.multi_modal_projector(tapped)
+        return hidden[config.vision_feature_layer][:, patches], torch.stack([hidden[1 + layer][:, patches] for layer in recipe.vision_layers], 1)
+
+    def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        own, levels = map(self.model.multi_modal_projector, self._look(pixels))
+        return own, levels
+
+    def see_levels(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        return (self._look(pixels)[1],)
+
+    def project_levels(self, seen: tuple[Tensor, ...]) -> Tensor:
+        return self.model.multi_modal_projector(*seen)

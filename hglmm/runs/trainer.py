@@ -24,7 +24,7 @@ from ..errors import CheckpointError, SettingError
 from ..heads.sam_parts import load_sam, place_of
 from ..lmm import sharding
 from ..lmm.frozen import FrozenLMM
-from . import launch, states
+from . import feature_cache, launch, states
 from .parameters import Settings
 from .training_data import of_data
 from .training_plan import Run, of_lmm
@@ -82,6 +82,7 @@ class Trainer:
         self.seconds = 0.0
         self.skipped, self.in_a_row = 0, 0  # steps whose loss or gradient was not finite
         self.best, self.validated = {}, 0  # what did best on what is held out, with its head; the step that was last looked at so
+        self.cache = feature_cache.open_cache(self.lmm, self.run)  # None: nothing is kept
         self.stopping, self.stop = launch.Stopping(), False  # is this process asked to end; is any of them, as far as all know
         if launch.size() > 1:
             self.head.load_state_dict(launch.told({name: value.cpu() for name, value in self.head.state_dict().items()}))
@@ -97,9 +98,11 @@ class Trainer:
 def fingerprint(self: Trainer) -> dict[str, Any]:
     "What must be the same for this run to be resumed."
     if "_fingerprint" not in vars(self):
-        free = ("workers", "save_every", "log_every", "keep_states", "autocast", "sam", "validate_every", "validate_pictures", "trackers")  # of no consequence, or known better
+        free = (  # of no consequence, or known better
+            "workers", "save_every", "log_every", "keep_states", "autocast", "sam", "validate_every", "validate_pictures", "trackers", "feature_cache", "cache_gb",
+        )  # fmt: skip
         found = {name: value for name, value in self.run.settings().items() if name not in free}
-        found |= {"autocast": self.precision, "data": of_data(self.data), "lmm": of_lmm(self.lmm)}
+        found |= {"autocast": self.precision, "data": of_data(self.data), "lmm": of_lmm(self.lmm), "lmm_batch": 1 if self.cache else self.run.batch_size}
         if self.head.kind == heads.UNetSAMHead.kind:
             found["sam"] = fingerprints.of_module(load_sam(place_of(self.run.sam or None)).encoder)
         self._fingerprint = fingerprints.plain(found)

@@ -103,7 +103,7 @@ def portion_loss(
     samples: list[Sample],  # that go through LMM and head at a time
 ) -> dict[str, Tensor]:
     "Features, logits, loss."
-    features = self.lmm.encode(samples, tokens=self.head.needs_tokens)
+    features = (self.cache or self.lmm).encode(samples, tokens=self.head.needs_tokens)
     if not any(len(sample.masks) for sample in samples):  # nothing to draw, and nothing to learn
         return dict.fromkeys(LOSSES, torch.zeros((), device=self.lmm.device))
     if self.run.shuffle_phrases:
@@ -172,6 +172,8 @@ def begin(self: Trainer) -> None:
         with paths.writing(log) as part:
             part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     self.write_config()
+    if self.cache:
+        print(self.cache.foretell(self.data, self.head.needs_tokens), flush=True)
 
 # %% ../../nbs/runs/04_training.ipynb #d889e0ca
 class Diary:
@@ -256,6 +258,8 @@ def fit(self: Trainer) -> nn.Module:
         if self.stop:
             self._stopped()
     self.head.eval()
+    if self.cache:
+        print(f"feature cache of process {launch.rank()}: {self.cache.said()}", flush=True)
     if launch.rank() == 0:
         loading.save_head(self.head, self.folder / "head")
         print(validation.verdict(read_log(self.folder)), end="", flush=True)
@@ -294,7 +298,7 @@ def main(words: list[str]) -> None:
         torch.cuda.set_device(device)
     launch.join(device)
     root = launch.told(str(find_root(settings.data)) if launch.rank() == 0 else "")
-    data = open_data(root, settings.benchmarks)
+    data = open_data(root, settings.benchmarks, settings.draw_once)
     begun = launch.told(training_plan.begun_with(paths.run_folder(settings.name)) if launch.rank() == 0 else 0)
     open_trainer(settings, training_plan.plan(settings, len(data), launch.size(), begun), data, root).fit()
     launch.leave()

@@ -105,11 +105,12 @@ def of_data(data: Any) -> dict[str, Any]:
 def open_data(
     root: str | Path,  # data root
     benchmarks: list[str] | tuple[str, ...],
+    draw_once: bool = False,  # every epoch has the sentences of the first one
 ) -> layout.TrainingSet:
     "The training set, with one sample of each benchmark looked at."
     if not benchmarks:
         raise SettingError("benchmarks is empty: there is nothing to train on. Name one or more of refcoco, refcoco+, refcocog, png.")
-    data = layout.TrainingSet.open(root, tuple(benchmarks))
+    data = layout.TrainingSet.open(root, tuple(benchmarks), draw_once=draw_once)
     for name, part in zip(dict.fromkeys(benchmarks), data.parts, strict=True):
         if not len(part):
             raise DataError(f"{root}: {name} has no sample to train on. Check its train split, or leave it out of `benchmarks`.")
