@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from fastcore.basics import patch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -69,25 +70,32 @@ class Turns:
         if self.last is not part:
             raise SettingError("this LMM cannot be sharded: a tower or decoder runs its blocks in another order than they stand in.")
 
-    def take(self, wanted: int = REST) -> None:
-        "Return when it is this chain's turn (`REST`: when nobody wants anything)."
-        if self.last is not None:
-            self.last.reshard()  # an error may have left it together
-        self._lend(self.ahead)
-        while (place := self._next(wanted)) != wanted:
-            self._lend(self.chains[place])
 
-    def _lend(self, parts: list[nn.Module]) -> None:
-        for part in parts:
-            part.unshard()
-            part.reshard()
-            self.lent += 1
-        self.ahead = []
+# %% ../../nbs/lmm/16_sharding.ipynb #58db8be8
+@patch
+def _lend(self: Turns, parts: list[nn.Module]) -> None:
+    for part in parts:
+        part.unshard()
+        part.reshard()
+        self.lent += 1
+    self.ahead = []
 
-    def _next(self, wanted: int) -> int:
-        place = torch.tensor(wanted)
-        dist.all_reduce(place, dist.ReduceOp.MIN)
-        return int(place)
+
+@patch
+def _next(self: Turns, wanted: int) -> int:
+    place = torch.tensor(wanted)
+    dist.all_reduce(place, dist.ReduceOp.MIN)
+    return int(place)
+
+
+@patch
+def take(self: Turns, wanted: int = REST) -> None:
+    "Return when it is this chain's turn (`REST`: when nobody wants anything)."
+    if self.last is not None:
+        self.last.reshard()  # an error may have left it together
+    self._lend(self.ahead)
+    while (place := self._next(wanted)) != wanted:
+        self._lend(self.chains[place])
 
 
 def meet(lmm: FrozenLMM) -> None:
