@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fastcore.basics import patch
 
 from .core import Sample
 from .grandf import GranDf
@@ -155,10 +156,6 @@ class TrainingSet:
         epoch = 0 if self.draw_once else epoch
         return TrainingSet([p.draw(epoch, seed) if isinstance(p, RefCOCO) else p for p in self.parts], self.draw_once)
 
-    def repeats(self, i: int) -> bool:
-        "Is the same said about a sample's picture in every epoch?"
-        return self.draw_once or not isinstance(self._place(i)[0], RefCOCO)
-
     @property
     def files(self) -> list[Path]:
         "The annotation files of all parts."
@@ -174,24 +171,40 @@ class TrainingSet:
         "What must be known of the parts, counted."
         return dict(sum((Counter(part.notes) for part in self.parts), Counter()))
 
-    def __len__(self) -> int:
-        return int(self.ends[-1]) if len(self.ends) else 0
 
-    def _place(self, i: int) -> tuple[Any, int]:
-        "The part that holds a sample, and the sample's place in it."
-        part = int(np.searchsorted(self.ends, i, side="right"))
-        return self.parts[part], i - (int(self.ends[part - 1]) if part else 0)
+# %% ../../nbs/datasets/13_layout.ipynb #046822f1
+@patch
+def __len__(self: TrainingSet) -> int:
+    return int(self.ends[-1]) if len(self.ends) else 0
 
-    def count_phrases(self, i: int) -> int:
-        "How many phrases a sample has; its picture and masks are not read."
-        part, place = self._place(i)
-        return part.count_phrases(place)
 
-    def __getitem__(self, i: int) -> Sample:
-        part, place = self._place(i)
-        sample = part[place]
-        sample.info["repeats"] = self.repeats(i)
-        return sample
+@patch
+def _place(self: TrainingSet, i: int) -> tuple[Any, int]:
+    "The part that holds a sample, and the sample's place in it."
+    part = int(np.searchsorted(self.ends, i, side="right"))
+    return self.parts[part], i - (int(self.ends[part - 1]) if part else 0)
+
+
+@patch
+def count_phrases(self: TrainingSet, i: int) -> int:
+    "How many phrases a sample has; its picture and masks are not read."
+    part, place = self._place(i)
+    return part.count_phrases(place)
+
+
+@patch
+def __getitem__(self: TrainingSet, i: int) -> Sample:
+    part, place = self._place(i)
+    sample = part[place]
+    sample.info["repeats"] = self.repeats(i)
+    return sample
+
+
+@patch
+def repeats(self: TrainingSet, i: int) -> bool:
+    "Is the same said about a sample's picture in every epoch?"
+    return self.draw_once or not isinstance(self._place(i)[0], RefCOCO)
+
 
 # %% ../../nbs/datasets/13_layout.ipynb #134642d3
 if __name__ == "__main__" and "__file__" in globals():

@@ -81,7 +81,7 @@ class Run:
     benchmarks: tuple[str, ...] = ()  # what the training set holds, for the record
     global_batch: int = 0  # pictures per step, on all processes; 0: batch_size on each
     keep_states: int = 2  # how many of the last states are kept
-    feature_cache: str = "off"  # one of `CACHES` (notebook runs/25_feature_cache)
+    feature_cache: str = "off"  # one of `CACHES` (notebook runs/26_feature_cache)
     cache_gb: float = 100  # the most that all kept features may take, 10^9 bytes
     draw_once: bool = False  # every epoch has the sentences of the first one
 

@@ -20,7 +20,8 @@ from hglmm.datasets.core import Subset
 from hglmm.errors import SettingError
 from hglmm.lmm.frozen import FrozenLMM
 from hglmm.runs import feature_cache, states, training, training_plan
-from hglmm.runs.feature_cache import FeatureCache, Room
+from hglmm.runs.feature_cache import FeatureCache
+from hglmm.runs.feature_files import Room
 
 
 @pytest.fixture(scope="module")
