@@ -70,6 +70,7 @@ def run_folder(
     return folder
 
 
+# %% ../nbs/01_paths.ipynb #18b517c2
 def feature_folder(
     path: str | Path | None = None,  # None: $HGLMM_FEATURES, else `features`; relative paths start at the project
 ) -> Path:

@@ -76,14 +76,6 @@ class FrozenLMM(ABC):
     def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         "Pixels (B, 3, S, S) -> image embeddings (B, g*g, d) and levels (B, 8, g*g, d)."
 
-    def see_levels(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        "The levels (B, 8, g*g, width) of a tower, or of each, before the projector; of a model that cannot tell, after it."
-        return (self.see(pixels)[1],)
-
-    def project_levels(self, seen: tuple[Tensor, ...]) -> Tensor:
-        "Levels as `see` gives them, from what `see_levels` gives."
-        return seen[0]
-
     @property
     @abstractmethod
     def causal_lm(self) -> nn.Module:
@@ -121,6 +113,19 @@ def ask(self: FrozenLMM, question: str) -> str:
 def ask_ids(self: FrozenLMM, question: str) -> list[int]:
     "The same in tokens. What is asked is text, whatever it holds: a `<image>` in it is no picture."
     return turn_ids(self.tokenizer, self.ask, question, (self.recipe.image_token,))
+
+# %% ../../nbs/lmm/05_frozen.ipynb #a4977523
+@patch
+def see_levels(self: FrozenLMM, pixels: Tensor) -> tuple[Tensor, ...]:
+    "The levels (B, 8, g*g, width) of a tower, or of each, before the projector; of a model that cannot tell, after it."
+    return (self.see(pixels)[1],)
+
+
+@patch
+def project_levels(self: FrozenLMM, seen: tuple[Tensor, ...]) -> Tensor:
+    "Levels as `see` gives them, from what `see_levels` gives."
+    return seen[0]
+
 
 # %% ../../nbs/lmm/05_frozen.ipynb #f82f6255
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -85,7 +85,7 @@ class Run:
     validate_every: int = 0  # steps between two looks at what is held out; 0, or more than there are: none
     validate_pictures: int = 16  # of each val split; 0: all
     trackers: tuple[str, ...] = ("tensorboard",)  # who hears how it goes, beside the log (notebook runs/26_trackers)
-    feature_cache: str = "off"  # one of `CACHES` (notebook runs/25_feature_cache)
+    feature_cache: str = "off"  # one of `CACHES` (notebook runs/26_feature_cache)
     cache_gb: float = 100  # the most that all kept features may take, 10^9 bytes
     draw_once: bool = False  # every epoch has the sentences of the first one
 

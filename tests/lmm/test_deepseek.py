@@ -19,7 +19,9 @@ from hglmm import devices, recipes
 from hglmm.datasets.core import Sample
 from hglmm.errors import CheckpointError, HGLMMError, SettingError
 from hglmm.lmm import deepseek_vision, deepseek_vl, weights
+from hglmm.lmm.features import Features
 from hglmm.lmm.frozen import DTYPES, FrozenLMM
+from hglmm.runs.feature_cache import FeatureCache
 
 CONFORMANCE = Path(__file__).resolve().parents[3] / "shared" / "conformance"
 TOLERANCE = 1e-3  # of the standard deviation of each array
@@ -221,6 +223,21 @@ def test_towers_compute_what_the_method_says(tiny_folder, hybrid):
         assert_close(own[b], plain_own, "own", SEEN)
         assert_close(levels[b], plain_levels, "levels", SEEN)
     assert set(lmm.unused) == deepseek_vl.unused_keys(lmm.model)
+
+
+@pytest.mark.parametrize("hybrid", [False, True], ids=["1.3B", "7B"])
+def test_levels_are_kept_as_they_are_seen(tiny_folder, tmp_path, hybrid):
+    "Before the projector where that is smaller: here one tower is half as wide as the language model, and two together are as wide."
+    lmm = load_tiny(tiny_folder(hybrid), hybrid)
+    pixels = noise((1, 3, lmm.recipe.image_size, lmm.recipe.image_size), 3)
+    with torch.no_grad():
+        seen = lmm.see_levels(pixels)
+        assert len(seen) == 1 + hybrid and all(one.shape[-1] == 16 for one in seen) and torch.equal(lmm.project_levels(seen), lmm.see(pixels)[1])
+        cache = FeatureCache(lmm, tmp_path / "features", 10**9, "levels")
+        kept = cache.kept(Features(*(torch.zeros(1) for _ in range(2)), lmm.see(pixels)[1][0], pixels[0]))
+        assert set(kept) == {"attention", "text", "levels" if hybrid else "seen.0"}
+        for found in (kept, {f"seen.{k}": one for k, one in enumerate(seen)}, {}):
+            assert torch.equal(cache.levels(found, pixels[0]), lmm.see(pixels)[1])
 
 
 def test_all_ways_of_storing_give_the_same_model(tiny_folder):

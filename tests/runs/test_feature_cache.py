@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import json
 import os
 import shutil
 import time
@@ -20,7 +21,8 @@ from hglmm.datasets.core import Subset
 from hglmm.errors import SettingError
 from hglmm.lmm.frozen import FrozenLMM
 from hglmm.runs import feature_cache, states, training, training_plan
-from hglmm.runs.feature_cache import FeatureCache, Room
+from hglmm.runs.feature_cache import FeatureCache
+from hglmm.runs.feature_files import Room
 
 
 @pytest.fixture(scope="module")
@@ -489,3 +491,12 @@ def test_two_processes_share_a_cache(zygote, small_world, tmp_path):
     for rank in range(2):
         assert f"feature cache of process {rank}: 0 hits, 2 misses, 2 written" in found["cold"][0]
         assert f"feature cache of process {rank}: 2 hits, 0 misses" in found["warm"][0]
+
+
+@pytest.mark.slow
+def test_how_training_is_measured(run_notebook, small_world):
+    status, said, runs = run_notebook("bench_training", real=True, name="bench", data=str(small_world), batch=1, steps=2, processes="[]")
+    assert status == 0, said
+    report = json.loads((runs / "bench/training.json").read_text())
+    assert set(report["steps"]) == {"off", "cold", "rows", "levels", "head alone"} and report["steps"]["head alone"]["times the head alone"] == 1
+    assert report["steps"]["levels"]["kept, MB a picture"] > report["steps"]["rows"]["kept, MB a picture"] > 0 and (runs / "bench/training.png").stat().st_size
