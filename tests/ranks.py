@@ -15,9 +15,11 @@ from hglmm import recipes
 from hglmm.datasets import layout
 from hglmm.datasets.core import Sample, Subset
 from hglmm.errors import SettingError
+from hglmm.heads import loading
 from hglmm.lmm import sharding
 from hglmm.lmm.frozen import FrozenLMM
 from hglmm.lmm.taps import TextTap
+from hglmm.paths import shipped
 from hglmm.runs import launch, training, training_data, training_plan, validation
 from hglmm.runs.trainer import Trainer
 
@@ -89,6 +91,7 @@ def look(world: str, other: str, folder: str) -> None:
     run = training.Run("toy_llava", 4, seed=3, batch_size=2, global_batch=3, lr=1e-3, validate_every=2, validate_pictures=2, benchmarks=names)
     left = validation.hold_out(other if launch.rank() == 1 else world, run)
     trainer = Trainer(run, FrozenLMM.load("toy_llava", device="cpu"), layout.TrainingSet.open(world, names), Path(folder) / "run", held_out=validation.hold_out(world, run))
+    trainer.head.load_state_dict(loading.load_head(shipped("checkpoints/toy_head")).state_dict())
     trainer.folder.mkdir(parents=True, exist_ok=True)
     own, told = trainer.look(), []
     trainer.step = 2
