@@ -63,7 +63,7 @@ def _read_safetensors(path: Path) -> Stored:
 
 # %% ../../nbs/checkpoints/02_store.ipynb #707f3de4
 ENTRIES = ("state_dict", "module", "head", "mask_head", "head_state_dict", "model_state_dict", "model", "net", "weights")  # of a file, around its weights
-STATE = {"head", "optimizer", "step"}  # entries of a training state, see notebook runs/04_training
+STATE = {"head", "optimizer", "step"}  # entries of a training state, see notebook runs/12_training
 
 
 def training_states(folder: Path) -> list[Path]:

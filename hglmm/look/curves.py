@@ -14,6 +14,7 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
+from fastcore.basics import patch
 from matplotlib.axes import Axes
 
 from .pictures import FAINT, INK, PALETTE, RULE, Picture
@@ -147,20 +148,23 @@ class LiveCurves:
         self._show("curves", curves(self.log, self.title, **self.drawing)._repr_png_())
         self._drawn = time.monotonic()
 
-    def look(
-        self,
-        picture: bytes,  # a PNG
-    ) -> None:
-        "Show a picture below the curves, in place of the one before."
-        if not self._live:
-            return
-        if not self._handles:
-            self.draw()
-        self._show("look", picture)
-
     def _show(self, name: str, picture: bytes) -> None:
         display = sys.modules["IPython"].display
         if name in self._handles:
             self._handles[name].update(display.Image(picture))
         else:
             self._handles[name] = display.display(display.Image(picture), display_id=True)
+
+# %% ../../nbs/look/03_curves.ipynb #71fea4e6
+@patch
+def look(
+    self: LiveCurves,
+    picture: bytes,  # a PNG
+) -> None:
+    "Show a picture below the curves, in place of the one before."
+    if not self._live:
+        return
+    if not self._handles:
+        self.draw()
+    self._show("look", picture)
+
