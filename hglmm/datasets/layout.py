@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fastcore.basics import patch
 
 from .core import Sample
 from .grandf import GranDf
@@ -172,14 +173,16 @@ class TrainingSet:
         part = int(np.searchsorted(self.ends, i, side="right"))
         return self.parts[part], i - (int(self.ends[part - 1]) if part else 0)
 
-    def count_phrases(self, i: int) -> int:
-        "How many phrases a sample has; its picture and masks are not read."
-        part, place = self._place(i)
-        return part.count_phrases(place)
-
     def __getitem__(self, i: int) -> Sample:
         part, place = self._place(i)
         return part[place]
+
+# %% ../../nbs/datasets/13_layout.ipynb #ee7a526e
+@patch
+def count_phrases(self: TrainingSet, i: int) -> int:
+    "How many phrases a sample has; its picture and masks are not read."
+    part, place = self._place(i)
+    return part.count_phrases(place)
 
 # %% ../../nbs/datasets/13_layout.ipynb #134642d3
 if __name__ == "__main__" and "__file__" in globals():

@@ -115,7 +115,7 @@ class Lines:
             self.tail.append(line)
             yield line
 
-
+# %% ../../nbs/runs/21_processes.ipynb #c13fe6a3
 class Tail:
     "What is added to a file that another process writes; a file that took its place is read from its beginning."
 
