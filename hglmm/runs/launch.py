@@ -110,7 +110,6 @@ def one_process() -> None:
             f"If an outer job left these in the environment: `unset {' '.join(found)}`, or delete them from os.environ."
         )
 
-
 # %% ../../nbs/runs/01_launch.ipynb #e85adece
 @contextlib.contextmanager
 def _talking() -> Iterator[None]:
