@@ -97,7 +97,7 @@ def same_features(lmm: FrozenLMM, plain: FrozenLMM, samples: list[Sample]) -> bo
 
 def buffers(lmm: FrozenLMM) -> int:
     "Parts whose weights FSDP still has in the buffer they were brought in; they are in no parameter, and in none that gc sees."
-    return sum(part._get_fsdp_state()._comm_ctx.all_gather_state is not None for chain in lmm.sharded.chains for part in chain)
+    return sum(getattr(part._get_fsdp_state()._comm_ctx, "all_gather_state", None) is not None for chain in lmm.sharded.chains for part in chain)
 
 
 def reads_alike(lmm: FrozenLMM, plain: FrozenLMM) -> dict[str, bool]:
