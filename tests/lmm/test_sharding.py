@@ -24,6 +24,7 @@ def found(zygote, small_world, tmp_path_factory) -> list[dict]:
 def test_each_has_about_half_of_it_before_and_after(found):
     for one in found:
         assert 0.5 < one["before"] <= 0.55 and one["after"] == one["before"]
+        assert one["kept"] == 0  # nor are they kept in buffers
 
 
 @pytest.mark.parametrize("which", ["toy_llava", "hybrid"])
