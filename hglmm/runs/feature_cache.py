@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['of_code', 'reading_code', 'of_reading', 'of_sample', 'FeatureCache', 'open_cache']
 
-# %% ../../nbs/runs/08_feature_cache.ipynb #96972e4e
+# %% ../../nbs/runs/08_feature_cache.ipynb #496df8de
 import ast
 import contextlib
 import errno
@@ -25,18 +25,19 @@ from typing import Any
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from .. import fingerprints, geometry, paths, phrases, user_text
 from ..datasets import pictures
 from ..datasets.core import Sample
-from ..errors import DataError
+from ..errors import DataError, SettingError
 from ..lmm.features import Features, upright
 from ..lmm.frozen import FrozenLMM
 from . import launch
 from .feature_files import SUFFIX, Room, get, put
 from .training_plan import Run, of_lmm
 
-# %% ../../nbs/runs/08_feature_cache.ipynb #8db88b11
+# %% ../../nbs/runs/08_feature_cache.ipynb #943b6629
 def of_code(
     files: list[Path],  # Python
 ) -> str:  # 16 hexadecimal digits
@@ -62,7 +63,7 @@ def of_reading(
         "precision": [str(lmm.dtype), lmm.device.type, torch.get_float32_matmul_precision()], "code": of_code(reading_code(lmm)), "versions": fingerprints.versions(), "kept": mode,
     })  # fmt: skip
 
-# %% ../../nbs/runs/08_feature_cache.ipynb #7b5cff49
+# %% ../../nbs/runs/08_feature_cache.ipynb #3ed3a105
 def of_sample(
     sample: Sample,
     tokens: bool = False,  # are they kept too?
@@ -73,7 +74,7 @@ def of_sample(
     content.update(image.tobytes())
     return content.hexdigest()
 
-# %% ../../nbs/runs/08_feature_cache.ipynb #5c08d3a5
+# %% ../../nbs/runs/08_feature_cache.ipynb #f50b25da
 @dataclass
 class FeatureCache:
     "Features of an LMM, kept."
@@ -111,9 +112,11 @@ def open_cache(
     "What a run asks for."
     if run.feature_cache == "off":
         return None
+    if any(isinstance(parameter, DTensor) for parameter in lmm.model.parameters()):
+        raise SettingError(f"feature_cache is {run.feature_cache!r}, and the LMM is sharded over the processes, which must all compute what one of them does not find. Choose one of the two.")
     return FeatureCache(lmm, paths.feature_folder(), int(run.cache_gb * 1e9), run.feature_cache, launch.size())
 
-# %% ../../nbs/runs/08_feature_cache.ipynb #dc4feb66
+# %% ../../nbs/runs/08_feature_cache.ipynb #9894cba3
 @patch
 def kept(self: FeatureCache, features: Features) -> dict[str, Tensor]:
     "What goes into the file."
@@ -145,7 +148,7 @@ def restored(self: FeatureCache, sample: Sample, found: dict[str, Tensor], token
     words = [found[f"tokens.{k}"] for k in range(len(sample.masks))] if tokens else None
     return Features(found["attention"], found["text"], self.levels(found, pixels)[0].to(on), pixels, box, image, words)
 
-# %% ../../nbs/runs/08_feature_cache.ipynb #f9d22fc6
+# %% ../../nbs/runs/08_feature_cache.ipynb #0f7af30a
 @patch
 def find(self: FeatureCache, key: str) -> dict[str, Tensor] | None:
     "What is kept, if it is and is sound."
@@ -185,7 +188,7 @@ def _stop(self: FeatureCache, why: str) -> None:
     self.stopped = f"{self.folder}: {why}."
     warnings.warn(self.stopped, stacklevel=4)
 
-# %% ../../nbs/runs/08_feature_cache.ipynb #1d241997
+# %% ../../nbs/runs/08_feature_cache.ipynb #3f74f4e3
 @patch
 @torch.no_grad()
 def encode(
@@ -213,7 +216,7 @@ def _encode(self: FeatureCache, sample: Sample, tokens: bool) -> Features:
         self.keep(key, self.kept(features))
     return features
 
-# %% ../../nbs/runs/08_feature_cache.ipynb #5fc0f363
+# %% ../../nbs/runs/08_feature_cache.ipynb #3447f682
 def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
 
@@ -246,7 +249,7 @@ def probe(self: FeatureCache, samples: list[Sample], tokens: bool) -> dict[str, 
         each.append(shared + 2048)
     return {"phrase": sum(phrases) / len(samples), "sample": sum(each) / len(samples), "seconds": min(took), "left": min(left)}
 
-# %% ../../nbs/runs/08_feature_cache.ipynb #55f05c4b
+# %% ../../nbs/runs/08_feature_cache.ipynb #e32c0cce
 @patch
 def foretell(
     self: FeatureCache,

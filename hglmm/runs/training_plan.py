@@ -202,8 +202,6 @@ def plan(
 ) -> Run:
     "What is asked for, with the recipe's own values where nothing is."
     check(settings.trackers)
-    if settings.shard_lmm and settings.feature_cache != "off":
-        raise SettingError("feature_cache and shard_lmm were both given: processes that share an LMM read together, and one that has its features in the cache would not. Leave one out.")
     recipe = recipes.replace(settings.recipe, head=settings.head)
     size = settings.batch_size or recipe.schedule.batch_size
     batch = settings.global_batch or begun or size * processes

@@ -139,6 +139,13 @@ def test_half_precision_is_kept_as_it_is(dtype, samples, tmp_path):
     assert cache.counts["hits"] == 1
 
 
+def test_a_sharded_lmm_is_refused(lmm, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_cache, "DTensor", torch.nn.Parameter)  # as if they were in parts
+    with pytest.raises(SettingError, match="feature_cache is 'rows', and the LMM is sharded"):
+        trainer(lmm, data, tmp_path / "run", feature_cache="rows")
+    assert trainer(lmm, data, tmp_path / "off").cache is None
+
+
 # --- what repeats
 
 
