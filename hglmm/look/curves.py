@@ -152,11 +152,8 @@ class LiveCurves:
         picture: bytes,  # a PNG
     ) -> None:
         "Show a picture below the curves, in place of the one before."
-        if not self._live:
-            return
-        if not self._handles:
-            self.draw()
-        self._show("look", picture)
+        if self._live:
+            self._show("look", picture)
 
     def _show(self, name: str, picture: bytes) -> None:
         display = sys.modules["IPython"].display

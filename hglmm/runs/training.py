@@ -213,18 +213,21 @@ class Diary:
         self.bar.set_postfix_str(f"loss {line['loss']:.3f}, mIoU {line['aiou']:.0f}", refresh=False)
         self.tell(line, {name: line[name] for name in (*LOSSES, "lr", "skipped")})
 
-    def tell(
-        self,
-        line: dict[str, Any],  # for the log, with its `step`
-        values: dict[str, float],  # of it, for the trackers
-        pictures: dict[str, np.ndarray] | None = None,  # uint8 (height, width, 3) each
-    ) -> None:
-        "What is new."
-        with open(self.trainer.folder / "log.jsonl", "a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + os.linesep)
-        self.trackers.log(values, line["step"], pictures)
-        if self.trainer.on_log:
-            self.trainer.on_log(line)
+
+# %% ../../nbs/runs/04_training.ipynb #d40166ce
+@patch
+def tell(
+    self: Diary,
+    line: dict[str, Any],  # for the log, with its `step`
+    values: dict[str, float],  # of it, for the trackers
+    pictures: dict[str, np.ndarray] | None = None,  # uint8 (height, width, 3) each
+) -> None:
+    "What is new."
+    with open(self.trainer.folder / "log.jsonl", "a", encoding="utf-8") as log:
+        log.write(json.dumps(line) + os.linesep)
+    self.trackers.log(values, line["step"], pictures)
+    if self.trainer.on_log:
+        self.trainer.on_log(line)
 
 # %% ../../nbs/runs/04_training.ipynb #c6c528e5
 @patch

@@ -132,6 +132,7 @@ def see(
     return [(evaluation.rows_of(sample, drawn), drawn) for sample, drawn in zip(samples, masks, strict=True)]
 
 
+# %% ../../nbs/runs/27_validation.ipynb #634e2fcd
 @patch
 def look(self: Trainer) -> Seen:
     "This process's part of a look; the head and all generators are afterwards as they were."
