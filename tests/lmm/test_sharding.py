@@ -24,7 +24,10 @@ def found(zygote, small_world, tmp_path_factory) -> list[dict]:
 def test_each_has_about_half_of_it_before_and_after(found):
     for one in found:
         assert 0.5 < one["before"] <= 0.55 and one["after"] == one["before"]
-        assert one["kept"] == 0  # nor are they kept in buffers
+
+
+def test_a_part_that_runs_is_there_once(found):
+    assert all(len(one["twice"]) > 9 and not any(one["twice"]) for one in found)
 
 
 @pytest.mark.parametrize("which", ["toy_llava", "hybrid"])
