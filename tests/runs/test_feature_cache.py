@@ -391,6 +391,16 @@ def test_several_writers_stay_within_the_bound(writers, tmp_path):
     assert all(room.full for room in rooms) and held(tmp_path) > 0.8 * bound and len(looks) < 150
 
 
+def test_what_another_writer_may_still_write_is_left_to_it(tmp_path):
+    slow, quick = (Room(tmp_path, 40_000, tmp_path, 2) for _ in range(2))
+    assert slow.take(400)  # of a portion of 1000
+    (tmp_path / "slow.safetensors").write_bytes(bytes(400))
+    for k in range(200):
+        if quick.take(500):
+            (tmp_path / f"{k}.safetensors").write_bytes(bytes(500))
+    assert quick.full and slow.take(600) and held(tmp_path) + 600 <= 40_000
+
+
 def test_a_file_that_vanishes_is_no_fault(lmm, samples, tmp_path, monkeypatch):
     "Dropped by another process at any moment."
     cache = FeatureCache(lmm, tmp_path, 10**9)
