@@ -170,6 +170,7 @@ def shared(world: str, folder: str) -> None:
     training.shares = lambda *told: (bare(share) if last and share.end == 6 else share for share in shares(*told))  # no phrase in the second step
     leave, launch.leave = launch.leave, lambda: None
     words = ["-p", "name", "shared", "-p", "data", world, "-p", "benchmarks", ["png"], "-p", "device", "cpu", "-p", "batch_size", 1, "-p", "global_batch", 3, "-p", "max_steps", 3]
+    words += ["-p", "validate_every", 3, "-p", "validate_pictures", 3]  # one of them has a picture less to look at
     training.main([*map(str, words), "-p", "shard_lmm", "True"])
     found = {"rank": launch.rank()}
 

@@ -29,6 +29,7 @@ from ..datasets import layout
 from ..datasets.core import Sample, Subset
 from ..errors import DataError, listed
 from ..heads import loading
+from ..lmm import sharding
 from ..look.curves import LiveCurves
 from ..look.gallery import Item, gallery
 from . import evaluation, launch, scores
@@ -152,6 +153,7 @@ def look(self: Trainer) -> Seen:
                     seen.rows[k, i] = found[0]
                     if (k, i) in show and len(found[1]):
                         seen.masks[k, i] = found[1][0]
+            sharding.meet(self.lmm)  # others may still have batches
     finally:
         self.head.train(training)
     seen.asked = bool(self.stopping.asked)

@@ -57,6 +57,8 @@ def test_a_head_learns_the_same_beside_it(found):
     assert "in each of 2 processes, which share the LMM" in found[0]["said"]
     state, head = states.read(runs / "shared" / states.LAST), loading.load_head(runs / "shared" / "head").state_dict()
     assert state["step"] == 3 and [line["step"] for line in training.read_log(runs / "shared")] == [3]
+    looked, whole = (training.read_log(runs / name)[-1]["validation"] for name in ("shared", "whole"))
+    assert looked == whole and looked["PNG val"]["phrases"] > 3
     for one in found:  # trained with the whole LMM in each process
         assert all(torch.equal(head[name], value) for name, value in one["head"].items() if value.is_floating_point())
 
