@@ -116,11 +116,6 @@ def same_features(lmm: FrozenLMM, plain: FrozenLMM, samples: list[Sample]) -> bo
     return all(torch.equal(getattr(a, name), getattr(b, name)) for a, b in zip(ours, theirs, strict=True) for name in ("attention", "text", "levels", "pixels"))
 
 
-def buffers(lmm: FrozenLMM) -> int:
-    "Parts whose weights FSDP has twice: in parameters, and in the buffer they were brought in."
-    return sum(getattr(part._get_fsdp_state()._comm_ctx, "all_gather_state", None) is not None for chain in lmm.sharded.chains for part in chain)
-
-
 def reads_alike(lmm: FrozenLMM, plain: FrozenLMM) -> dict[str, bool]:
     "What two processes read together, which do not go the same way."
     draw, first = np.random.default_rng(launch.rank()), launch.rank() == 0
@@ -177,10 +172,7 @@ def shared(world: str, folder: str) -> None:
     plain, lmm = FrozenLMM.load("toy_llava", device="cpu"), sharding.load("toy_llava")
     whole = sharding.own_bytes(plain.model)
     found["before"] = sharding.own_bytes(lmm.model) / whole
-    found["twice"] = []
-    watch = lmm.causal_lm.model.layers[0].register_forward_pre_hook(lambda *_: found["twice"].append(buffers(lmm)))
     found["toy_llava"], found["error"] = reads_alike(lmm, plain), fails_and_goes_on(lmm, plain)
-    watch.remove()
     found["after"], found["lent"] = sharding.own_bytes(lmm.model) / whole, lmm.sharded.lent
     found["alike"], found["refused"] = training_plan.of_lmm(lmm) == training_plan.of_lmm(plain), refused(lmm)
 

@@ -69,7 +69,6 @@ class Turns:
         self.last = self.ahead.pop(0) if self.ahead else None
         if self.last is not part:
             raise SettingError("this LMM cannot be sharded: a tower or decoder runs its blocks in another order than they stand in.")
-        part.unshard()  # its own hook would keep the buffer that it is brought in until it has run: twice the part
 
 
 # %% ../../nbs/lmm/16_sharding.ipynb #58db8be8

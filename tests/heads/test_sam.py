@@ -381,7 +381,7 @@ def test_it_trains_from_what_sam_knows(sam, lmm, small_world, tmp_path):
     data = layout.TrainingSet.open(small_world)
     run = training.Run(TOY, 3, batch_size=2, lr=1e-3, log_every=1, sam=str(sam.folder))
     trainer = training.Trainer(run, lmm, data, tmp_path)
-    before = {name: tensor.clone() for name, tensor in trainer.plain_head.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in trainer.head.state_dict().items()}
     for name, tensor in before.items():
         if name.startswith(("prompt_encoder.", "mask_decoder.")):
             assert torch.equal(tensor, sam.model.state_dict()[name])

@@ -53,7 +53,7 @@ def test_logits_agree_with_the_reference(seeded, tmp_path):
 def test_it_trains_in_place_of_the_other_head(small_world, tmp_path):
     lmm, data = FrozenLMM.load(TOY), layout.TrainingSet.open(small_world)
     trainer = training.Trainer(training.Run(TOY, 3, batch_size=2, lr=1e-3, log_every=1), lmm, data, tmp_path)
-    before = {k: v.clone() for k, v in trainer.plain_head.state_dict().items()}
+    before = {k: v.clone() for k, v in trainer.head.state_dict().items()}
     trainer.fit()
     saved = loading.load_head(tmp_path / "head", "toy_llava")
     assert saved.kind == "unet" and len(training.read_log(tmp_path)) == 3
