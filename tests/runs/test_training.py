@@ -587,7 +587,7 @@ def test_lines_that_were_cut_short_are_dropped(lmm, data, folder):
 
 @pytest.mark.parametrize(
     "left",
-    [{"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, {"ACCELERATE_MIXED_PRECISION": "bf16"}],
+    [{"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, {"ACCELERATE_MIXED_PRECISION": "bf16"}],
     ids=lambda left: "-".join(left),
 )
 def test_what_an_outer_job_left_means_nothing(left, lmm, data, tmp_path, monkeypatch):
