@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ from hglmm.datasets import toycoco
 ROOT = Path(__file__).resolve().parent.parent
 CONFORMANCE = ROOT.parent / "shared" / "conformance"
 
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the background of a shell: tests that send Ctrl-C are to be heard
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FIRST = ("test_demo.py", "test_runs.py", "test_kills.py", "test_deepseek.py", "test_several.py")  # files that take longest: whoever has one at the end keeps the others waiting
 
