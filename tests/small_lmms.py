@@ -111,13 +111,18 @@ def llava_folder(folder: Path, text: PretrainedConfig, kind: str = "llava", towe
     return folder
 
 
-def tiny_deepseek(folder: Path, monkeypatch: pytest.MonkeyPatch, hybrid: bool = False) -> FrozenLMM:
-    "DeepSeek-VL in miniature with random weights; with both towers, as the 7B has them, or with one."
+def tiny_towers(monkeypatch: pytest.MonkeyPatch) -> None:
+    "DeepSeek-VL's towers, small enough to test with, under names of their own."
     siglip, sam = deepseek_vision.SIGLIP_SIZES["siglip_large_patch16_384"], deepseek_vision.SAM_SIZES["sam_b_downsample"]
     small = dict(hidden_size=16, intermediate_size=32, num_attention_heads=2, patch_size=8)
     monkeypatch.setitem(deepseek_vision.SIGLIP_SIZES, "tiny_siglip", {**siglip, **small})
     small = dict(hidden_size=12, num_attention_heads=2, patch_size=8, output_channels=6, window_size=3, downsample_channels=(10, 16))
     monkeypatch.setitem(deepseek_vision.SAM_SIZES, "tiny_sam", {**sam, **small})
+
+
+def tiny_deepseek(folder: Path, monkeypatch: pytest.MonkeyPatch, hybrid: bool = False) -> FrozenLMM:
+    "DeepSeek-VL in miniature with random weights; with both towers, as the 7B has them, or with one."
+    tiny_towers(monkeypatch)
     tokenizer = byte_level(folder)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image_placeholder>"], "eos_token": "</s>"})
     low, high = dict(model_name="tiny_siglip", image_size=32, select_layer=-1, select_feature="same"), dict(model_name="tiny_sam", image_size=64)

@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from .. import fingerprints, geometry, paths, phrases, user_text
 from ..datasets import pictures
@@ -112,7 +111,7 @@ def open_cache(
     "What a run asks for."
     if run.feature_cache == "off":
         return None
-    if any(isinstance(parameter, DTensor) for parameter in lmm.model.parameters()):
+    if lmm.sharded:
         raise SettingError(f"feature_cache is {run.feature_cache!r}, and the LMM is sharded over the processes, which must all compute what one of them does not find. Choose one of the two.")
     return FeatureCache(lmm, paths.feature_folder(), int(run.cache_gb * 1e9), run.feature_cache, launch.size())
 

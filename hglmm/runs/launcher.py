@@ -64,6 +64,7 @@ def main(words: list[str]) -> None:
     "As the command line has it."
     launch.watched(grace=PATIENCE + 3)
     os.environ[launch.PARENT] = str(os.getpid())  # whom the processes have to watch
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else processes that are started again find the addresses of those before them
     PContext.close = close
     report, *options = words
     try:

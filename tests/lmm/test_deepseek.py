@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from small_lmms import Hostile
+from small_lmms import Hostile, tiny_towers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from hglmm import devices, recipes
 from hglmm.datasets.core import Sample
 from hglmm.errors import CheckpointError, HGLMMError, SettingError
-from hglmm.lmm import deepseek_vision, deepseek_vl, weights
+from hglmm.lmm import deepseek_vl, weights
 from hglmm.lmm.features import Features
 from hglmm.lmm.frozen import DTYPES, FrozenLMM
 from hglmm.runs.feature_cache import FeatureCache
@@ -32,13 +32,8 @@ with_conformance = pytest.mark.skipif(not CONFORMANCE.is_dir(), reason=f"no conf
 
 
 @pytest.fixture(autouse=True)
-def tiny_towers(monkeypatch):
-    "Towers small enough to test with, under names of their own."
-    siglip, sam = deepseek_vision.SIGLIP_SIZES["siglip_large_patch16_384"], deepseek_vision.SAM_SIZES["sam_b_downsample"]
-    small = dict(hidden_size=16, intermediate_size=32, num_attention_heads=2, patch_size=8)
-    monkeypatch.setitem(deepseek_vision.SIGLIP_SIZES, "tiny_siglip", {**siglip, **small})
-    small = dict(hidden_size=12, num_attention_heads=2, patch_size=8, output_channels=6, window_size=3, downsample_channels=(10, 16))
-    monkeypatch.setitem(deepseek_vision.SAM_SIZES, "tiny_sam", {**sam, **small})
+def towers(monkeypatch):
+    tiny_towers(monkeypatch)
 
 
 def tiny_config(hybrid: bool) -> dict:

@@ -8,6 +8,7 @@ import shutil
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -140,7 +141,8 @@ def test_half_precision_is_kept_as_it_is(dtype, samples, tmp_path):
 
 
 def test_a_sharded_lmm_is_refused(lmm, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_cache, "DTensor", torch.nn.Parameter)  # as if they were in parts
+    whole = training_plan.of_lmm(lmm)["weights"]
+    monkeypatch.setattr(lmm, "sharded", SimpleNamespace(weights=whole, take=lambda: None))  # as `sharding.shard` leaves it
     with pytest.raises(SettingError, match="feature_cache is 'rows', and the LMM is sharded"):
         trainer(lmm, data, tmp_path / "run", feature_cache="rows")
     assert trainer(lmm, data, tmp_path / "off").cache is None

@@ -191,7 +191,6 @@ def test_the_notebook_shows_what_the_processes_do(undisturbed):
     assert training.read_log(folder)[-1]["step"] == STEPS and (folder / "head/model.safetensors").exists()
 
 
-@pytest.mark.xfail(strict=False, reason="processes that are started again sometimes look for each other where the first ones were (gloo: connection refused); to be mended")
 def test_a_killed_process_is_started_again(undisturbed, small_world, run_notebook, tmp_path, monkeypatch):
     "`max_restarts`: the run goes on from the last state as if nothing had happened."
     monkeypatch.setenv("PYTHONPATH", site(tmp_path))
