@@ -6,6 +6,7 @@
 __all__ = ['Sample', 'open_annotated', 'Packed', 'PackedById', 'distinct', 'Subset', 'as_picture', 'open_image', 'read_json']
 
 # %% ../../nbs/datasets/02_core.ipynb #69b5e8d0
+import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -42,6 +43,10 @@ class Sample:
             if k is not None:
                 words[k].append(text.strip())
         return [" ".join(w) for w in words]
+
+    def pin_memory(self) -> "Sample":
+        "What a `DataLoader` asks for where a GPU waits: what was prepared lies so that it can be copied while the GPU works."
+        return dataclasses.replace(self, prepared=(self.prepared[0].pin_memory(), *self.prepared[1:])) if self.prepared else self
 
     @property
     def caption(self) -> str:

@@ -283,7 +283,7 @@ def encode(
         said = phrase_tokens.tokenize_pieces(self.tokenizer, prompt, sample.pieces, len(sample.masks), (self.recipe.image_token,))
         ids.append(said.input_ids)
         members.append(_members(said.phrase_ids, said.phrases))
-    read = _read(self, torch.stack([p for p, _ in prepared]), picture_of, ids, members, tokens)
+    read = _read(self, torch.stack([pixels.to(self.device, non_blocking=True) for pixels, _ in prepared]), picture_of, ids, members, tokens)
     return [dataclasses.replace(f, letterbox=prepared[b][1], image=images[b]) for f, b in zip(read, picture_of, strict=True)]
 
 # %% ../../nbs/lmm/05_frozen.ipynb #fa7c2216

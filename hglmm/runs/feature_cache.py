@@ -142,7 +142,7 @@ def levels(self: FeatureCache, found: dict[str, Tensor], pixels: Tensor) -> Tens
 def restored(self: FeatureCache, sample: Sample, found: dict[str, Tensor], tokens: bool) -> Features:
     "The features of a sample, of which a file holds a part."
     image, on = upright(sample.image), self.lmm.device
-    pixels, box = self.lmm.prepare(image)
+    pixels, box = sample.prepared or self.lmm.prepare(image)
     pixels, found = pixels.to(on), {name: tensor.to(on) for name, tensor in found.items()}
     words = [found[f"tokens.{k}"] for k in range(len(sample.masks))] if tokens else None
     return Features(found["attention"], found["text"], self.levels(found, pixels)[0].to(on), pixels, box, image, words)

@@ -246,7 +246,7 @@ def fit(self: Trainer) -> nn.Module:
     "Train to the end; the finished head is in `folder/head`, and returned in eval mode. Asked to end, it saves first."
     self.begin()
     self.settle_best()
-    todo = shares(self.data, self.run.global_batch, self.run.seed, self.position, self.run.workers, launch.rank(), launch.size())
+    todo = shares(self.data, self.run.global_batch, self.run.seed, self.position, self.run.workers, launch.rank(), launch.size(), self.lmm.prepare, self.lmm.device.type == "cuda")
     began = time.perf_counter() - self.seconds
     with self.stopping, Diary(self) as diary:
         self.validate(diary)  # unless that was done before the run was stopped

@@ -6,8 +6,10 @@
 __all__ = ['epoch_order', 'deal', 'Share', 'shares', 'of_data', 'open_data', 'held_out']
 
 # %% ../../nbs/runs/05_training_data.ipynb #f3919f3d
+import dataclasses
+import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,6 +71,21 @@ class Share:
     end: int  # how many samples of the order are done after this step
 
 
+@dataclass
+class _Ready:
+    "A training set whose pictures come as the LMM wants them."
+
+    data: Any
+    prepare: Callable[[Any], tuple[Any, Any]]  # `lmm.prepare`
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> Sample:
+        sample = self.data[i]
+        return dataclasses.replace(sample, prepared=self.prepare(sample.image))
+
+
 def shares(
     data: Any,  # a training set: len(), [i] -> Sample, maybe .draw(epoch, seed) and .count_phrases(i)
     size: int,  # of the global batch
@@ -77,6 +94,8 @@ def shares(
     workers: int = 0,  # processes that read ahead
     process: int = 0,
     processes: int = 1,
+    prepare: Callable[[Any], tuple[Any, Any]] | None = None,  # makes pictures ready for the LMM, where samples are read
+    pin: bool = False,  # does a GPU wait for them?
 ) -> Iterator[Share]:
     "Step by step without end, from `position` on."
     length, size = len(data), min(size, len(data))
@@ -85,9 +104,10 @@ def shares(
         if start + size <= length:
             drawn = data.draw(epoch, seed) if hasattr(data, "draw") else data
             turns = _Turns(drawn, epoch_order(length, epoch, seed), size, start, process, processes)
+            ready = _Ready(drawn, prepare) if prepare and (not workers or multiprocessing.get_start_method() == "fork") else drawn
             begin = partial(begin_reader, parent=os.getpid()) if workers else None
             # a generator of its own: a loader draws a seed when it starts, and a resumed run starts one more than the undisturbed one
-            loader = DataLoader(drawn, batch_sampler=turns, collate_fn=list, num_workers=workers, generator=torch.Generator(), worker_init_fn=begin)
+            loader = DataLoader(ready, batch_sampler=turns, collate_fn=list, num_workers=workers, generator=torch.Generator(), worker_init_fn=begin, pin_memory=pin)
             for samples in loader:
                 start += size
                 yield Share(samples, size, epoch * length + start)

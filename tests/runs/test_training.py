@@ -56,6 +56,29 @@ def test_same_seed_same_weights(lmm, data, tmp_path, undisturbed):
     assert not same(weights(trainer(lmm, data, tmp_path / "other", seed=4).fit()), undisturbed[1])
 
 
+def test_workers_read_and_prepare_and_change_no_bit(lmm, data, tmp_path, monkeypatch, undisturbed):
+    one, own, prepare = trainer(lmm, data, tmp_path / "run", workers=1), os.getpid(), type(lmm).prepare
+    assert one.fingerprint  # for which a picture is prepared here
+
+    def elsewhere(self, image):
+        assert os.getpid() != own, "prepared by the process that trains"
+        return prepare(self, image)
+
+    monkeypatch.setattr(type(lmm), "prepare", elsewhere)
+    assert same(weights(one.fit()), undisturbed[1])
+
+
+def test_what_is_prepared_for_a_gpu_is_pinned(lmm, data, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    ready = next(training_data.shares(data, 2, 1, prepare=lmm.prepare)).samples
+    assert not pinned and data[0].pin_memory().prepared is None
+    for sample in ready:
+        again = sample.pin_memory()
+        assert again.prepared[0] is pinned[-1] is sample.prepared[0] and again.prepared[1] is sample.prepared[1] and again.image is sample.image
+    assert len(pinned) == 2
+
+
 def test_the_saved_head_is_the_trained_one(undisturbed):
     folder, trained = undisturbed
     assert same(weights(loading.load_head(folder / "head")), trained)
