@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from zygote import Zygote
+from zygote import Zygote, narrow_recipes
 
+from hglmm import recipes
 from hglmm.datasets import toycoco
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +32,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def small_world(tmp_path_factory) -> Path:
     "A data root with a small toycoco. Tests that break something copy it first."
     return toycoco.generate(tmp_path_factory.mktemp("data") / "world", counts={"train": 40, "val": 12, "test": 8})
+
+
+@pytest.fixture(scope="module")
+def narrow_heads():
+    "Heads for toy_llava are narrow, here and in what `zygote` runs: for tests that train and do not care what is learnt."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipes, "RECIPES", dict(recipes.RECIPES))
+        narrow_recipes()
+        patch.setenv("NARROW_HEADS", "1")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -120,12 +120,12 @@ def tiny_towers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(deepseek_vision.SAM_SIZES, "tiny_sam", {**sam, **small})
 
 
-def tiny_deepseek(folder: Path, monkeypatch: pytest.MonkeyPatch, hybrid: bool = False) -> FrozenLMM:
+def tiny_deepseek(folder: Path, monkeypatch: pytest.MonkeyPatch, hybrid: bool = False, side: int = 32) -> FrozenLMM:
     "DeepSeek-VL in miniature with random weights; with both towers, as the 7B has them, or with one."
     tiny_towers(monkeypatch)
     tokenizer = byte_level(folder)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image_placeholder>"], "eos_token": "</s>"})
-    low, high = dict(model_name="tiny_siglip", image_size=32, select_layer=-1, select_feature="same"), dict(model_name="tiny_sam", image_size=64)
+    low, high = dict(model_name="tiny_siglip", image_size=side, select_layer=-1, select_feature="same"), dict(model_name="tiny_sam", image_size=64)
     both, projector = dict(concat_type="tuple", low_res_cfg=low, high_res_cfg=high), "low_high_hybrid_split_mlp_gelu" if hybrid else "mlp_gelu"
     config = {
         "model_type": "multi_modality",
@@ -137,9 +137,19 @@ def tiny_deepseek(folder: Path, monkeypatch: pytest.MonkeyPatch, hybrid: bool = 
     }  # fmt: skip
     torch.manual_seed(0)
     deepseek_vl.random_folder(folder / "lmm", config, tokenizer)
-    prompt = "<image_placeholder>" * 16 + "Please give me a description of the image."
-    size = dict(layers=3, heads=4, width=32, grid=4, image_size=64 if hybrid else 32, dtype="float32")
+    prompt = "<image_placeholder>" * (side // 8) ** 2 + "Please give me a description of the image."
+    size = dict(layers=3, heads=4, width=32, grid=side // 8, image_size=64 if hybrid else side, dtype="float32")
     recipe = recipes.replace("deepseek_vl_7b" if hybrid else "deepseek_vl_1_3b", **size, prompt=prompt)
+    return FrozenLMM.load(recipe, folder / "lmm", device="cpu")
+
+
+def quick_lmm(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: str) -> FrozenLMM:
+    "An LMM with a recipe for a narrow head, for tests that train and do not care what is learnt: a step takes a fifth of toy_llava's."
+    lmm = tiny_deepseek(folder, monkeypatch, side=64)
+    narrow = recipes.HeadSizes(
+        text_width=12, level_widths=(8, 8, 12), dynamic_width=4, detail_width=8, attention_width=8, fused_width=8, stage_sizes=(16, 8, 4, 2), width=8, output_width=4,
+    )  # fmt: skip
+    recipe = recipes.replace(lmm.recipe, sizes=narrow, schedule=recipes.get("toy_llava").schedule, **changes)
     return FrozenLMM.load(recipe, folder / "lmm", device="cpu")
 
 

@@ -4,6 +4,7 @@
 
     test PATH                    a notebook that is a test, as nbdev_test runs it
     papermill NOTEBOOK OUT ...   a program under papermill, its cells run in the child itself instead of a kernel
+    python -m MODULE ...         a program of this Python, or `python -c CODE ...`
     ranks N FUNCTION ...         a function of tests/ranks.py in N processes that can talk to each other, as torchrun would start them
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PRELOADED = (
     "torch", "transformers.models.llava.modeling_llava", "transformers.models.sam.modeling_sam", "accelerate", "matplotlib.pyplot", "nbdev.test", "papermill.cli",
-    "IPython.core.display", "tensorboard.compat", "torch.utils.tensorboard", "hglmm.grounder", "hglmm.lmm.llava", "hglmm.lmm.deepseek_vl", "hglmm.runs.training", "hglmm.runs.workers",
+    "IPython.core.display", "tensorboard.compat", "torch.utils.tensorboard", "hglmm.grounder", "hglmm.lmm.llava", "hglmm.lmm.deepseek_vl", "hglmm.runs.training", "hglmm.runs.workers", "hglmm.runs.launcher",
 )  # fmt: skip
 
 
@@ -54,7 +55,68 @@ class Zygote:
         self.process.wait()
 
 
+def narrow_recipes() -> None:
+    "Make toy_llava's head one on which a training step takes a quarter of the time."
+    from hglmm import recipes
+
+    widths = dict(text_width=12, level_widths=(8, 8, 12), dynamic_width=4, detail_width=8, attention_width=8, fused_width=8, width=8, output_width=4)
+    recipes.RECIPES["toy_llava"] = recipes.replace("toy_llava", **{f"sizes__{name}": value for name, value in widths.items()})
+
+
 # --- in the child
+
+
+def become(words: list[str], environment: dict[str, str], kept: tuple[int, ...]) -> None:
+    "Run `python WORDS` right here and end, as if this process had been started with it."
+    import runpy
+    import signal
+    import traceback
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    for fd in sorted(set(range(3, 1024)) - set(kept)):
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.stdin, sys.stdout, sys.stderr = open(0, closefd=False), open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    status = 1
+    try:
+        sys.argv = words[1:]
+        if words[0] == "-c":
+            exec(words[1], {"__name__": "__main__"})
+        else:
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+
+
+def inherit_imports() -> None:
+    "Processes of this one's Python that are started from here on are forks of it: what is loaded need not be loaded again."
+    from functools import partial
+
+    class Forked(subprocess.Popen):
+        def __init__(self, args, *more, env=None, pass_fds=(), preexec_fn=None, **options):
+            environment = dict(os.environ if env is None else env)
+            words = [word for word in args[1:] if word != "-u"] if isinstance(args, list | tuple) else []
+            ours = words and args[0] == sys.executable and words[0] in ("-m", "-c") and preexec_fn is None
+            if ours and "PYTHONPATH" not in environment:  # with it, something of the test is to be found first
+                preexec_fn = partial(become, words, environment, tuple(pass_fds))
+            super().__init__(args, *more, env=env, pass_fds=pass_fds, preexec_fn=preexec_fn, **options)
+
+    plain = subprocess.Popen
+    for module in list(sys.modules.values()):
+        if getattr(module, "Popen", None) is plain:
+            module.Popen = Forked
 
 
 def test(path: str) -> bool:
@@ -74,7 +136,7 @@ def in_process() -> None:
     class Here(Engine):
         @classmethod
         def execute_managed_notebook(cls, manager, kernel_name, log_output=False, **options):
-            shell = CaptureShell()
+            shell = CaptureShell(mpl_format="png")  # figures once, as a kernel shows them
             history = shell.user_ns["In"] = [""]
             manager.notebook_start()
             for k, cell in enumerate(manager.nb.cells):
@@ -142,9 +204,13 @@ def child(order: dict) -> bool:
     os.environ.clear()
     os.environ.update(order["environment"])
     os.chdir(order["cwd"])
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where tests run in the background of a shell
+    inherit_imports()
+    if "NARROW_HEADS" in os.environ:
+        narrow_recipes()
     signal.alarm(order["timeout"])
     kind, *words = order["words"]
-    return {"test": lambda: test(*words), "papermill": lambda: program(words), "ranks": lambda: ranks(*words)}[kind]()
+    return {"test": lambda: test(*words), "papermill": lambda: program(words), "python": lambda: become(words, dict(os.environ), ()), "ranks": lambda: ranks(*words)}[kind]()
 
 
 def main() -> None:

@@ -206,7 +206,7 @@ def test_paired_differences_and_breakdowns_are_the_slow_ones():
 
 @pytest.mark.slow
 def test_the_benchmark_reports_both_ways(run_notebook):
-    status, said, runs = run_notebook("bench_metrics", real=True, phrases=300, thresholds=500)
+    status, said, runs = run_notebook("bench_metrics", phrases=300, thresholds=500)
     assert status == 0, said
     report = json.loads((runs / "bench_metrics/bench_metrics.json").read_text())
     assert report["phrases"] == 300 and report["ratio"] == pytest.approx(report["seconds"]["threshold loop"] / report["seconds"]["closed form"])

@@ -69,7 +69,7 @@ def test_the_program_compares_runs(run_notebook, tmp_path):
         write(tmp_path / name, "refcoco+ testA (hg)", "res", gain, processes=1 + (gain > 0))
         write(tmp_path / name, "PNG val", "png", gain)
     given = f"'[{tmp_path / 'plain'}, {tmp_path / 'better'}]'"  # as text, which is how -p passes it
-    status, said, runs = run_notebook("compare", real=True, runs=given, name="compared", repeats=REPEATS, seed=SEED)
+    status, said, runs = run_notebook("compare", runs=given, name="compared", repeats=REPEATS, seed=SEED)
     assert status == 0, said
     assert {p.name for p in (runs / "compared").iterdir()} == {"compare.csv", "compare.json", "compare.png"}
     rows = {(r["benchmark"], r["score"], r["run"]): r for r in csv.DictReader((runs / "compared/compare.csv").open())}

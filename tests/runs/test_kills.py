@@ -21,7 +21,7 @@ import pytest
 
 from hglmm.runs import states, training
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow_heads")]
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS, ROUNDS, PROCESSES = int(os.environ.get("HGLMM_KILLS", 1)), os.environ.get("HGLMM_ROUNDS", "1"), os.environ.get("HGLMM_PROCESSES", "2")
@@ -32,6 +32,9 @@ EVERY = [(*one, workers, False) for one in itertools.product(VICTIMS, SIGNALS) f
 SMALL = {"epochs": 1000, "batch_size": 1, "global_batch": 4, "save_every": 1, "device": "cpu", "benchmarks": "[png]"}
 FAULTS = """
 import os, sys  # in a process that trains, just started
+if "hglmm.runs.training" in sys.orig_argv:
+    from zygote import narrow_recipes
+    narrow_recipes()
 if os.environ.get("FULL") and "hglmm.runs.training" in sys.orig_argv:
     import torch
     save, count = torch.save, []
@@ -67,7 +70,7 @@ def site(folder: Path) -> str:
     "A path for Python on which `FAULTS` is the first thing that happens."
     (folder / "site").mkdir(exist_ok=True)
     (folder / "site/sitecustomize.py").write_text(FAULTS)
-    return os.pathsep.join([str(folder / "site"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return os.pathsep.join([str(folder / "site"), str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
 
 
 class Run:
@@ -157,7 +160,7 @@ def test_nobody_is_left(victim, number, workers, hangs, small_world, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(small_world, run_notebook):
+def undisturbed(narrow_heads, small_world, run_notebook):
     "A run that nothing happened to: its folder, and what was said."
     status, said, runs = run_notebook("train", name="undisturbed", data=small_world, num_processes=PROCESSES, max_steps=STEPS, **SMALL)
     assert status == 0, said

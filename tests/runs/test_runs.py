@@ -6,13 +6,13 @@ import shutil
 import nbformat
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow_heads")]
 
 
 @pytest.fixture(scope="module")
-def trained(run_notebook, small_world):
+def trained(narrow_heads, run_notebook, small_world):
     "A head after a few steps, by the training notebook."
-    status, said, runs = run_notebook("train", real=True, name="trained", data=small_world, max_steps=4, batch_size=4, save_every=2)
+    status, said, runs = run_notebook("train", name="trained", data=small_world, max_steps=4, batch_size=4, save_every=2)
     assert status == 0, said
     return runs / "trained"
 
@@ -53,8 +53,8 @@ def test_training_with_what_is_there(run_notebook, small_world, tmp_path, monkey
 
 
 def test_res_evaluation(trained, run_notebook, small_world):
-    parameters = dict(name="res", data=small_world, head=trained / "head", datasets="[refcoco, refcocog]", splits="[val, test, testA]")
-    status, said, runs = run_notebook("eval_res", real=True, **parameters)
+    parameters = dict(name="res", data=small_world, head=trained / "head", datasets="[refcoco, refcocog]", splits="[val, test, testA]", limit=5)
+    status, said, runs = run_notebook("eval_res", **parameters)
     assert status == 0, said
     scores = json.loads((runs / "res/scores.json").read_text())["scores"]
     splits = [f"toycoco {d} ({p})" for d in ("refcoco val", "refcoco testA", "refcocog val", "refcocog test") for p in ("hg", "standard")]
@@ -69,7 +69,7 @@ def test_res_evaluation(trained, run_notebook, small_world):
 
 
 def test_png_evaluation(trained, run_notebook, small_world):
-    status, said, runs = run_notebook("eval_png", name="png", data=small_world, head=trained / "head")
+    status, said, runs = run_notebook("eval_png", name="png", data=small_world, head=trained / "head", limit=8)
     assert status == 0, said
     scores = json.loads((runs / "png/scores.json").read_text())["scores"]["toycoco PNG val"]
     assert {"all", "things", "stuff", "singulars", "plurals", "acc@0.5", "pixel acc"} == set(scores)
@@ -99,7 +99,7 @@ FAULTS = {
 def test_broken_data_stops_the_run_and_is_named(fault, trained, run_notebook, small_world, tmp_path):
     change, messages = FAULTS[fault]
     world = broken(small_world, tmp_path / "world", change)
-    status, said, _ = run_notebook("eval_png", real=fault == "missing_file", name=f"png-{fault}", data=world, head=trained / "head")
+    status, said, _ = run_notebook("eval_png", name=f"png-{fault}", data=world, head=trained / "head", limit=6)
     assert status != 0
     for message in messages:
         assert message in said, said

@@ -440,7 +440,7 @@ def test_descriptions_at_another_threshold(runs, small_world, tmp_path):
 
 @pytest.mark.slow
 def test_the_program_on_a_run(run_notebook, runs, small_world):
-    status, said, folder = run_notebook("score", real=True, name="rescored", predictions=runs / "probabilities", threshold=0.271, metrics="[AP50, mIoU]")
+    status, said, folder = run_notebook("score", name="rescored", predictions=runs / "probabilities", threshold=0.271, metrics="[AP50, mIoU]")
     assert status == 0, said
     scores = json.loads((folder / "rescored/scores.json").read_text())["scores"]
     expected = res_scores(Records(runs / "second/RES-hg").table())[0]

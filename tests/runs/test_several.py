@@ -11,11 +11,11 @@ import torch
 from hglmm.heads import loading
 from hglmm.runs import states, training
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow_heads")]
 
 
 @pytest.fixture(scope="module")
-def ranks(zygote, tmp_path_factory, request):
+def ranks(narrow_heads, zygote, tmp_path_factory, request):
     "Run a function of tests/ranks.py on several processes, with runs in a folder of their own: did it end well, what was said."
     runs = tmp_path_factory.mktemp("runs")
 

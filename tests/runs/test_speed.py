@@ -29,7 +29,7 @@ def tiny_tower(monkeypatch):
 
 @pytest.mark.slow
 def test_the_program(run_notebook):
-    status, said, runs = run_notebook("bench_extract", real=True, recipe="toy_llava", name="bench", repeats=2, threads=1)
+    status, said, runs = run_notebook("bench_extract", recipe="toy_llava", name="bench", repeats=2, threads=1)
     assert status == 0, said[-3000:]
     found = json.loads((runs / "bench/bench.json").read_text())
     assert (runs / "bench/bench.png").stat().st_size > 5000
@@ -74,7 +74,7 @@ def test_a_difference_shows():
 
 @pytest.mark.slow
 def test_how_a_busy_machine_is_measured(run_notebook, small_world):
-    status, said, runs = run_notebook("bench_busy", real=True, name="busy", data=small_world, policies="[hglmm]", steps=1, pictures=1, loops=1)
+    status, said, runs = run_notebook("bench_busy", name="busy", data=small_world, policies="[hglmm]", steps=1, pictures=1, loops=1)
     assert status == 0, said
     found = json.loads((runs / "busy/busy.json").read_text())["hglmm"]
     assert found["times as long"] == found["beside busy loops, s"] / found["alone, s"] > 0
@@ -82,7 +82,7 @@ def test_how_a_busy_machine_is_measured(run_notebook, small_world):
 
 @pytest.mark.slow
 def test_how_a_step_of_the_head_is_measured(run_notebook):
-    status, said, runs = run_notebook("bench_head", real=True, name="head", cases="[toy_4_pictures]", threads="[1]", rounds=1, steps=1)
+    status, said, runs = run_notebook("bench_head", name="head", cases="[toy_4_pictures]", threads="[1]", rounds=1, steps=1)
     assert status == 0, said
     found = json.loads((runs / "head/bench_head.json").read_text())
     assert list(found["rows"]) == [f"toy_4_pictures, 1 threads: {way}" for way in ("torch", "head", "kept")]
@@ -99,7 +99,7 @@ def test_threads_do_not_spin_unless_somebody_says_so():
 
 @pytest.mark.slow
 def test_how_sentences_about_one_picture_are_measured(run_notebook, small_world):
-    status, said, runs = run_notebook("bench_sentences", real=True, name="sentences", data=small_world, most=2, pictures=1, repeats=1)
+    status, said, runs = run_notebook("bench_sentences", name="sentences", data=small_world, most=2, pictures=1, repeats=1)
     assert status == 0, said[-3000:]
     found = json.loads((runs / "sentences/sentences.json").read_text())
     assert (runs / "sentences/sentences.png").stat().st_size > 5000
@@ -112,7 +112,7 @@ def test_how_sentences_about_one_picture_are_measured(run_notebook, small_world)
 
 @pytest.mark.slow
 def test_how_answers_at_once_are_measured(run_notebook, small_world):
-    status, said, runs = run_notebook("bench_answers", real=True, name="answers", data=small_world, most=2, pictures=2, repeats=1, max_new_tokens=6)
+    status, said, runs = run_notebook("bench_answers", name="answers", data=small_world, most=2, pictures=2, repeats=1, max_new_tokens=6)
     assert status == 0, said[-3000:]
     found = json.loads((runs / "answers/answers.json").read_text())
     assert (runs / "answers/answers.png").stat().st_size > 5000
