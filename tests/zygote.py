@@ -208,6 +208,7 @@ def child(order: dict) -> bool:
     inherit_imports()
     if "NARROW_HEADS" in os.environ:
         narrow_recipes()
+    exec(os.environ.get("FIRST", ""), {})  # of a test: a fault, for this process and what it starts
     signal.alarm(order["timeout"])
     kind, *words = order["words"]
     return {"test": lambda: test(*words), "papermill": lambda: program(words), "python": lambda: become(words, dict(os.environ), ()), "ranks": lambda: ranks(*words)}[kind]()

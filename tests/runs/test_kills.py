@@ -30,46 +30,51 @@ STEPS = 6 if KILLS == 1 else 30
 VICTIMS, SIGNALS = ("papermill", "kernel", "launcher", "rank"), (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 EVERY = [(*one, workers, False) for one in itertools.product(VICTIMS, SIGNALS) for workers in (0, 2)] + [("kernel", signal.SIGKILL, 0, True), ("launcher", signal.SIGKILL, 0, True)]
 SMALL = {"epochs": 1000, "batch_size": 1, "global_batch": 4, "save_every": 1, "device": "cpu", "benchmarks": "[png]"}
-FAULTS = """
+FULL = """
+import os, torch
+save, count = torch.save, []
+
+def full(state, part):
+    count.append(part)
+    if len(count) == int(os.environ["FULL"]):
+        part.write_bytes(bytes(1000))
+        raise OSError(28, "No space left on device", str(part))
+    save(state, part)
+
+torch.save = full
+"""
+FAULT = """
+import os
+import torch.distributed as dist
+from hglmm.runs import launch
+add_up, count = launch.add_up, []
+
+def faulty(row):
+    count.append(row)
+    if len(count) == 4 and launch.rank() == 1:
+        if os.environ["FAULT"] == "hangs":
+            print("hangs", flush=True)
+            dist.recv(row)  # nobody sends
+        elif os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os.kill(os.getpid(), 9)
+    return add_up(row)
+
+launch.add_up = faulty
+"""
+SITE = f"""
 import os, sys  # in a process that trains, just started
 if "hglmm.runs.training" in sys.orig_argv:
     from zygote import narrow_recipes
     narrow_recipes()
-if os.environ.get("FULL") and "hglmm.runs.training" in sys.orig_argv:
-    import torch
-    save, count = torch.save, []
-
-    def full(state, part):
-        count.append(part)
-        if len(count) == int(os.environ["FULL"]):
-            part.write_bytes(bytes(1000))
-            raise OSError(28, "No space left on device", str(part))
-        save(state, part)
-
-    torch.save = full
-if os.environ.get("FAULT") and "hglmm.runs.training" in sys.orig_argv:
-    import torch.distributed as dist
-    from hglmm.runs import launch
-    add_up, count = launch.add_up, []
-
-    def faulty(row):
-        count.append(row)
-        if len(count) == 4 and launch.rank() == 1:
-            if os.environ["FAULT"] == "hangs":
-                print("hangs", flush=True)
-                dist.recv(row)  # nobody sends
-            elif os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-                os.kill(os.getpid(), 9)
-        return add_up(row)
-
-    launch.add_up = faulty
+    os.environ.get("FULL") and exec({FULL!r}, {{}})
+    os.environ.get("FAULT") and exec({FAULT!r}, {{}})
 """
 
 
 def site(folder: Path) -> str:
-    "A path for Python on which `FAULTS` is the first thing that happens."
+    "A path for Python on which `SITE` is the first thing that happens."
     (folder / "site").mkdir(exist_ok=True)
-    (folder / "site/sitecustomize.py").write_text(FAULTS)
+    (folder / "site/sitecustomize.py").write_text(SITE)
     return os.pathsep.join([str(folder / "site"), str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
 
 
@@ -194,9 +199,9 @@ def test_the_notebook_shows_what_the_processes_do(undisturbed):
     assert training.read_log(folder)[-1]["step"] == STEPS and (folder / "head/model.safetensors").exists()
 
 
-def test_a_killed_process_is_started_again(undisturbed, small_world, run_notebook, tmp_path, monkeypatch):
+def test_a_killed_process_is_started_again(undisturbed, small_world, run_notebook, monkeypatch):
     "`max_restarts`: the run goes on from the last state as if nothing had happened."
-    monkeypatch.setenv("PYTHONPATH", site(tmp_path))
+    monkeypatch.setenv("FIRST", FAULT)
     monkeypatch.setenv("FAULT", "killed")
     status, said, runs = run_notebook("train", name="again", data=small_world, num_processes=2, max_steps=STEPS, max_restarts=1, workers=1, **SMALL)
     assert status == 0 and "resumed at step 3" in said, said

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,17 +22,13 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def papermill(zygote):
-    "Run the notebook in a project of its own, so that nothing lands in ours; its exit status and everything it said. `real`: as one types it, with a kernel."
+    "Run the notebook in a project of its own, so that nothing lands in ours; its exit status and everything it said."
 
-    def run(folder: Path, real: bool = False, **parameters) -> tuple[int, str]:
+    def run(folder: Path, **parameters) -> tuple[int, str]:
         (folder / "settings.ini").touch()  # makes it a project's root
         words = ["--log-output", "--no-progress-bar", "--cwd", str(folder), str(ROOT / "nbs/runs/pretrain_toy.ipynb"), str(folder / "out.ipynb")]
         words += [text for name, value in parameters.items() for text in ("-p", name, str(value))]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-        if not real:
-            return zygote.run("papermill", *words, cwd=folder, environment=environment)
-        done = subprocess.run([sys.executable, "-m", "papermill", *words], capture_output=True, text=True, timeout=240, env=environment)
-        return done.returncode, done.stdout + done.stderr
+        return zygote.run("papermill", *words, cwd=folder, environment={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})
 
     return run
 
@@ -43,7 +37,7 @@ def papermill(zygote):
 def trained(tmp_path_factory, papermill) -> Path:
     "The folder of a project in which a tiny model was trained."
     folder = tmp_path_factory.mktemp("pretrain")
-    status, said = papermill(folder, real=True, out="model", name="tiny", **TINY)
+    status, said = papermill(folder, out="model", name="tiny", **TINY)
     assert status == 0, said
     return folder
 
