@@ -109,7 +109,7 @@ def inherit_imports() -> None:
             environment = dict(os.environ if env is None else env)
             words = [word for word in args[1:] if word != "-u"] if isinstance(args, list | tuple) else []
             ours = words and args[0] == sys.executable and words[0] in ("-m", "-c") and preexec_fn is None
-            if ours and "PYTHONPATH" not in environment:  # with it, something of the test is to be found first
+            if ours and not {"PYTHONPATH", "MALLOC_MMAP_THRESHOLD_"} & set(environment):  # what is read when a process starts
                 preexec_fn = partial(become, words, environment, tuple(pass_fds))
             super().__init__(args, *more, env=env, pass_fds=pass_fds, preexec_fn=preexec_fn, **options)
 
