@@ -85,7 +85,7 @@ class _Ready:
         sample = self.data[i]
         return dataclasses.replace(sample, prepared=self.prepare(sample.image))
 
-
+# %% ../../nbs/runs/05_training_data.ipynb #5c9c1fd9
 def shares(
     data: Any,  # a training set: len(), [i] -> Sample, maybe .draw(epoch, seed) and .count_phrases(i)
     size: int,  # of the global batch
