@@ -185,15 +185,15 @@ def _apart(sequences: list[Sequence], device: torch.device) -> dict[str, Tensor]
     return {"attention_mask": seen.to(device), "position_ids": positions.to(device)}
 
 
-def _decode(self: FrozenLMM, sequences: list[Sequence], tokens: bool, past: tuple | None = None) -> list[dict[str, Any]]:
-    "Run the decoder over a batch with both taps on: `attention`, `text` and `tokens` of each sequence; `past` are keys and values before it."
+def _decode(self: FrozenLMM, sequences: list[Sequence], tokens: bool, past: tuple | None = None, kept: torch.dtype = torch.float32) -> list[dict[str, Any]]:
+    "Run the decoder over a batch with both taps on: `attention`, `text` and `tokens` of each sequence; `past` are keys and values before it, `kept` the type of the attention."
     decoder, g = self.causal_lm.model, self.recipe.grid
     if not any(s.members for s in sequences):
         return [_nothing(self, tokens) for _ in sequences]
     items = [phrase_rows(s.members, s.columns) for s in sequences]
     batch = nn.utils.rnn.pad_sequence([s.embeddings for s in sequences], batch_first=True)
     apart = _apart(sequences, batch.device) if any(s.rests for s in sequences) else {}
-    with AttentionTap(items) as attention, TextTap(list(decoder.layers), decoder.norm, items, tokens) as text:
+    with AttentionTap(items, kept) as attention, TextTap(list(decoder.layers), decoder.norm, items, tokens) as text:
         decoder(inputs_embeds=batch, past_key_values=past, use_cache=past is not None, **apart)
     if len(attention.layers) != self.recipe.layers:
         raise CheckpointError(

@@ -106,6 +106,7 @@ class AttentionTap(TorchFunctionMode):
     "While active, collects pooled softmax rows from every SDPA call."
 
     items: list[Rows]  # one per picture of the batch
+    dtype: torch.dtype = torch.float32  # of what is kept; float16 halves it
     layers: list[list[Tensor]] = field(default_factory=list)  # per call: per picture (n, A, c)
     checked: bool = False
 
@@ -129,7 +130,7 @@ class AttentionTap(TorchFunctionMode):
             bias = _bias(attn_mask, is_causal, item, rows, keys)
             if not self.checked:
                 _check_causal(bias, rows, queries, keys)
-            found.append(softmax_rows(query[item][:, rows], key[item], bias, scale, chosen))
+            found.append(softmax_rows(query[item][:, rows], key[item], bias, scale, chosen).to(self.dtype))
         self.checked = True  # later layers are given the same mask
         self.layers.append(found)
 

@@ -10,7 +10,7 @@ from hglmm.runs import demo
 def test_the_demo_trains_measures_and_reports(small_world, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HGLMM_RUNS", str(tmp_path))
     monkeypatch.setenv("HGLMM_DATA", str(small_world))
-    scores = demo.main("small", evaluation={"limit": 8}, max_steps=3, batch_size=2)
+    scores = demo.main("small", evaluation={"limit": 3}, max_steps=3, batch_size=2)
     said = capsys.readouterr().out
     assert set(scores) == set(demo.TASKS) and "toycoco refcoco val (hg)" in scores["eval_res"]["scores"]
     for name in ("train", *demo.TASKS):

@@ -1,4 +1,4 @@
-"Parameters of run notebooks, with real papermill runs and a real kernel."
+"Parameters of run notebooks, under papermill, and in a real kernel."
 
 import os
 import re
@@ -35,12 +35,18 @@ def notebook(tmp_path_factory):
     return path
 
 
-def papermill(notebook, *options):
-    "Run the notebook with papermill; its exit status and everything it said."
-    output = notebook.with_name("out.ipynb")
-    command = [sys.executable, "-m", "papermill", "--log-output", "--no-progress-bar", str(notebook), str(output), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout + done.stderr
+@pytest.fixture
+def papermill(notebook, zygote):
+    "Run the notebook with papermill; its exit status and everything it said. `real`: with a kernel."
+
+    def run(*options, real=False):
+        words = ["--log-output", "--no-progress-bar", str(notebook), str(notebook.with_name("out.ipynb")), *options]
+        if not real:
+            return zygote.run("papermill", *words, timeout=120)
+        done = subprocess.run([sys.executable, "-m", "papermill", *words], capture_output=True, text=True, timeout=120)
+        return done.returncode, done.stdout + done.stderr
+
+    return run
 
 
 TYPES = {"name": "run", "lmm_path": "", "splits": ["val"], "lr": 1e-4, "steps": 3, "control": False}
@@ -100,8 +106,8 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_good_parameters_reach_the_notebook(notebook):
-    status, said = papermill(notebook, "-p", "lr", "1", "-p", "protocol", "standard", "-p", "limit", "None")
+def test_good_parameters_reach_the_notebook(papermill):
+    status, said = papermill("-p", "lr", "1", "-p", "protocol", "standard", "-p", "limit", "None", real=True)
     assert status == 0, said
     assert "{'recipe': 'toy_llava', 'lr': 1, 'protocol': 'standard', 'limit': None}" in said
 
@@ -118,8 +124,8 @@ def test_good_parameters_reach_the_notebook(notebook):
     ],
     ids=["misspelled", "wrong_type", "text_that_looks_like_a_number", "out_of_range", "not_a_choice"],
 )
-def test_bad_parameters_stop_the_run(notebook, options, message):
-    status, said = papermill(notebook, *options)
+def test_bad_parameters_stop_the_run(papermill, options, message):
+    status, said = papermill(*options)
     assert status != 0
     assert message in said
     assert "settings:" not in said

@@ -69,7 +69,7 @@ def test_res_evaluation(trained, run_notebook, small_world):
 
 
 def test_png_evaluation(trained, run_notebook, small_world):
-    status, said, runs = run_notebook("eval_png", name="png", data=small_world, head=trained / "head", limit=8)
+    status, said, runs = run_notebook("eval_png", name="png", data=small_world, head=trained / "head", limit=5)
     assert status == 0, said
     scores = json.loads((runs / "png/scores.json").read_text())["scores"]["toycoco PNG val"]
     assert {"all", "things", "stuff", "singulars", "plurals", "acc@0.5", "pixel acc"} == set(scores)
@@ -99,7 +99,7 @@ FAULTS = {
 def test_broken_data_stops_the_run_and_is_named(fault, trained, run_notebook, small_world, tmp_path):
     change, messages = FAULTS[fault]
     world = broken(small_world, tmp_path / "world", change)
-    status, said, _ = run_notebook("eval_png", name=f"png-{fault}", data=world, head=trained / "head", limit=6)
+    status, said, _ = run_notebook("eval_png", name=f"png-{fault}", data=world, head=trained / "head", limit=5)
     assert status != 0
     for message in messages:
         assert message in said, said
