@@ -36,11 +36,14 @@ def run_name(
     options: list[str],  # papermill's
 ) -> str | None:  # None: it is not said
     "What a run is to be called, if the options say so."
-    pairs = zip(options, options[1:], options[2:], strict=False)
+    words = [word for option in options for word in (option.split("=", 1) if option.startswith("--") else [option])]
+    pairs = zip(words, words[1:], words[2:], strict=False)
     given = [value for option, name, value in pairs if option in ("-p", "-r", "--parameters", "--parameters_raw") and name == "name"]
-    texts = [text for option, text in zip(options, options[1:], strict=False) if option in ("-y", "--parameters_yaml")]
-    given += [str(read["name"]) for text in texts if isinstance(read := yaml.safe_load(text), dict) and "name" in read]
-    return given[-1] if given else None
+    following = list(zip(words, words[1:], strict=False))
+    texts = [Path(file).read_text(encoding="utf-8") for option, file in following if option in ("-f", "--parameters_file") and Path(file).is_file()]
+    texts += [text for option, text in following if option in ("-y", "--parameters_yaml")]
+    named = [str(read["name"]) for text in texts if isinstance(read := yaml.safe_load(text), dict) and "name" in read]
+    return next(iter([*given[::-1], *named[::-1]]), None)
 
 
 def papermill_words(

@@ -66,10 +66,12 @@ def to_masks(
     size: tuple[int, int],  # height and width of the picture in SAM's square
     side: int,  # of SAM's square
     mask_side: int,  # of the mask prompt
+    texts: list[int] | None = None,  # phrases of each text about the picture; None: all are of one
 ) -> Tensor:  # (n, 1, mask_side, mask_side), logits
-    "Where each phrase is, roughly, as SAM wants to be told."
-    outside = min(LIKELY_OUT, float(inside.detach().min()))
-    square = F.pad(resize(inside, size), (0, side - size[1], 0, side - size[0]), value=outside)
+    "Where each phrase is, roughly, as SAM wants to be told. What is outside of the picture depends on the phrases of the same text, and on no other's."
+    parts = [part for part in inside.split(texts or [len(inside)]) if len(part)]
+    around = (0, side - size[1], 0, side - size[0])
+    square = torch.cat([F.pad(resize(part, size), around, value=min(LIKELY_OUT, float(part.detach().min()))) for part in parts])
     return resize(square, (mask_side, mask_side))[:, None]
 
 # %% ../../nbs/heads/08_sam.ipynb #5d6b07ca
@@ -192,7 +194,7 @@ def refine(
     "The coarse masks of a picture, refined."
     weight, sam = self.text_layer_weights, load_sam(place_of(self.sam))
     embedding, size = sam.see(one.image, weight.device)
-    boxes, masks = to_boxes(inside, one.letterbox, size), to_masks(inside, size, sam.side, 4 * embedding.shape[-1])
+    boxes, masks = to_boxes(inside, one.letterbox, size), to_masks(inside, size, sam.side, 4 * embedding.shape[-1], getattr(one, "texts", None))
     low: list[Tensor | None] = [None] * len(inside)
     for group in of_equal_length(one.tokens):
         text = self.embed_tokens(torch.stack([one.tokens[k] for k in group]).to(weight))

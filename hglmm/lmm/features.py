@@ -54,6 +54,7 @@ class Features:
     letterbox: Letterbox | None = None  # how the picture lies in the square; None: it fills it
     image: Image.Image | None = None  # the picture itself
     tokens: list[Tensor] | None = None  # per phrase (t, L, d): hidden states of its tokens, unpooled; only on request
+    texts: list[int] | None = None  # phrases of each text about the picture, where these are of several; None: of one
 
     def to(self, *args, **kwargs) -> "Features":
         "All tensors moved or converted, as `Tensor.to`."
@@ -110,7 +111,7 @@ def _merged(texts: list[Features]) -> Features:
     "The phrases of several texts about one picture, as those of one."
     attention, text = (torch.cat([getattr(one, name) for one in texts]) for name in ("attention", "text"))
     tokens = None if texts[0].tokens is None else [phrase for one in texts for phrase in one.tokens]
-    return dataclasses.replace(texts[0], attention=attention, text=text, tokens=tokens)
+    return dataclasses.replace(texts[0], attention=attention, text=text, tokens=tokens, texts=[len(one.attention) for one in texts])
 
 
 def one_per_picture(

@@ -89,17 +89,17 @@ def batches(
 Measure = Callable[[list[Sample]], list[list[dict[str, Any]]]]  # samples -> per sample its records
 Prepare = Callable[[Image.Image], tuple[Any, Any]]  # `lmm.prepare`
 SET_UP = (SettingError, CheckpointError, LooksAhead)  # errors that no other sample would escape
-MANY = 16  # failures, if they are more than half of the samples tried, stop the run
+MANY = 16  # pictures that failed, if they are more than half of the samples tried, stop the run
 
 
 def _attempt(do: Callable, *arguments: Any) -> tuple[Any, Exception | None]:
-    "The result, or the error of a sample."
+    "The result, or the error of a sample, without the frames in which it happened: they would hold their tensors."
     try:
         return do(*arguments), None
     except SET_UP:
         raise
     except Exception as error:
-        return None, error
+        return None, error.with_traceback(None)
 
 
 def read_batch(
@@ -123,6 +123,7 @@ def read_batch(
 def measure_batch(
     measure: Measure,
     read: list[tuple[int, Sample | None, Exception | None]],  # as `read_batch` gives it
+    alone: bool = True,  # may a sample be measured without the others of its batch?
 ) -> Iterator[tuple[int, str, list[dict] | None, Exception | None]]:  # place, sample's id, its records or its error
     "Measure the samples of a batch."
     yield from ((i, "", None, error) for i, _, error in read if error)
@@ -131,7 +132,8 @@ def measure_batch(
     if error is None:
         yield from ((i, sample.id, found, None) for (i, sample), found in zip(good, rows, strict=True))
     for i, sample in good if error else ():
-        rows, error = _attempt(measure, [sample])
+        if alone:
+            rows, error = _attempt(measure, [sample])
         yield i, sample.id, rows[0] if rows else None, error
 
 # %% ../../nbs/runs/17_evaluation.ipynb #5530d46b
@@ -158,25 +160,28 @@ def evaluate(
     process: int = 0,
     processes: int = 1,
     advance: Callable[[int], Any] | None = None,  # called with the number of samples just done
-    allowed: float = 0.5,  # share of samples that may fail; if more do, and at least `MANY`, the run is stopped
+    allowed: float = 0.5,  # share of samples that may fail; if more do, and of at least `MANY` pictures, the run is stopped
     prepare: Prepare | None = None,  # makes pictures ready for the LMM while it is busy with others
+    alone: bool = True,  # if a batch fails, may its samples be measured one by one? Not if they are measured against each other
 ) -> None:
     "Measure every sample of this process that is not measured yet."
     done, failed, ours = records.indices(), 0, list(batches(data, batch_size, process, processes))
+    pictures, broken = getattr(data, "image_ids", None) or range(len(data)), {}  # of each picture that failed, its last error
     tried = len(done)  # those of earlier runs count as well: of a finished run, only what failed is tried again
     todo = [batch for batch in ours if not done.issuperset(batch)]
     advance = advance or (lambda count: None)
     advance(sum(map(len, ours)) - sum(map(len, todo)))
     with contextlib.closing(ahead(lambda batch: read_batch(data, batch, prepare), todo)) as reading:
         for read in reading:
-            for i, name, rows, error in measure_batch(measure, read):
+            for i, name, rows, error in measure_batch(measure, read, alone):
                 tried, failed = tried + (i not in done), failed + bool(error)
                 if error:
                     records.fail(i, error)
+                    broken[pictures[i]] = f"{type(error).__name__}: {error}"
                 elif i not in done:
                     records.add(name, i, rows)
-                if failed >= MANY and failed > allowed * tried:
-                    raise DataError(f"{failed} of the first {tried} samples failed, the last by {type(error).__name__}: {error}. The evaluation was stopped.")
+            if len(broken) >= MANY and failed > allowed * tried:
+                raise DataError(f"{failed} of the first {tried} samples failed, the last by {list(broken.values())[-1]}. The evaluation was stopped.")
             advance(len(read))
     records.close()
 

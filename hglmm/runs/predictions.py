@@ -241,6 +241,7 @@ class Keep:
     folder: Path  # of the benchmark's records; a folder named after the kind is made there
     kind: str  # of `KINDS`, not empty
     threshold: float  # of the run; for masks
+    done: frozenset[str] = frozenset()  # ids of the samples on record, whose predictions stay
 
     def __call__(
         self,
@@ -250,6 +251,8 @@ class Keep:
         **more: str,  # further fields for masks: answer
     ) -> None:
         "Write one sample down."
+        if sample in self.done:
+            return
         if self.kind == "masks":
             entry = {"sample": sample, "masks": [encode(p > self.threshold) for p in probabilities], "phrases": list(phrases), **more}
             with paths.writing(file_of(self.folder / "masks", sample, ".json")) as part:

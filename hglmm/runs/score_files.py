@@ -8,6 +8,7 @@ __all__ = ['AGAIN', 'read_object', 'note', 'Noted', 'read']
 # %% ../../nbs/runs/20_score_files.ipynb #33ef6d2a
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def note(
     title: str,  # of the benchmark
     scores: dict[str, float],  # percent
     intervals: dict[str, tuple[float, float]] | None = None,  # low and high of each, where known
+    instead_of: Iterable[str] = (),  # titles that an earlier try may have left, and that go
     **facts: Any,  # what else is to be kept: `encoder`, `parser`, `pictures`, `failed`, ...
 ) -> Path:
     "Put a benchmark's scores into the run's scores.json."
@@ -56,6 +58,9 @@ def note(
     except DataError:
         content = {}
     content = {name: entries for name, entries in content.items() if isinstance(entries, dict)} if _by_title(content) else {}
+    for entries in content.values():
+        for old in instead_of:
+            entries.pop(old, None)
     for name, value in {"scores": scores, "intervals": intervals or {}, **facts}.items():
         content.setdefault(name, {})[title] = value
     with paths.writing(path) as part:

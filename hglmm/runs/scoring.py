@@ -143,8 +143,9 @@ def note(
         facts |= {"encoder": result.encoder, "cut": len(np.unique(table["picture"][table["cut"].astype(bool)]))}
     else:
         found = scores_of(scored)
+    kinds = [f"{scored.benchmark.title}, {kind}" for kind in ("short", "long")]  # of questions, if an earlier try had both
     for title, (scores, intervals) in found.items():
-        score_files.note(folder, title, scores, intervals, **facts)
+        score_files.note(folder, title, scores, intervals, kinds if title == scored.benchmark.title else (), **facts)
     return found
 
 # %% ../../nbs/runs/26_scoring.ipynb #201aa556

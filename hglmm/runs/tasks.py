@@ -264,6 +264,8 @@ def check_job(job: Job, benchmark: Benchmark) -> None:
         raise unknown("task", benchmark.task, TASKS)
     if job.shuffle_phrases and benchmark.task in SPOKEN:
         raise SettingError(f"shuffle_phrases: not for task {benchmark.task!r}, where the LMM speaks picture by picture and there is nothing to swap.")
+    if job.shuffle_phrases and job.batch_size < 2:
+        raise SettingError("shuffle_phrases swaps phrases between the pictures of a batch: batch_size is 1, expected at least 2.")
     if job.keep not in KINDS:
         raise unknown("kind of predictions to keep", job.keep, KINDS)
     if job.keep == "masks" and benchmark.task == "gcg":
@@ -282,12 +284,12 @@ def measure(
 ) -> Records:
     "This process's part of a benchmark."
     check_job(job, benchmark)
-    keep = Keep(Path(benchmark.folder), job.keep, job.threshold) if job.keep else None
     records = Records(benchmark.folder, process, settings_of(job, benchmark, data))
     check_samples(records, whole_of(data))
+    keep = Keep(Path(benchmark.folder), job.keep, job.threshold, frozenset(records.done())) if job.keep else None
     evaluation.evaluate(
         lambda samples: TASKS[benchmark.task](job, samples, keep), data, records, job.batch_size, process, processes, advance, max(0.5, job.max_failed),
-        prepare=None if benchmark.task in SPOKEN else job.models[0].prepare,
+        prepare=None if benchmark.task in SPOKEN else job.models[0].prepare, alone=not job.shuffle_phrases,
     )  # fmt: skip
     return records
 

@@ -1,6 +1,7 @@
 "Evaluation goes by pictures: what is said about one is measured together, read ahead, and the records are those of one sample at a time."
 
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from tiny_data import FILES, Tiny
 
 from hglmm.datasets import layout, refcoco
 from hglmm.datasets.core import Sample, Subset
-from hglmm.errors import DataError
+from hglmm.errors import DataError, SettingError
 from hglmm.lmm import answers, frozen
 from hglmm.runs import evaluation, tasks
 from hglmm.runs.benchmarks import Benchmark
@@ -170,3 +171,92 @@ def test_the_picture_that_is_kept_is_not_taken_for_another(small_world):
     first = [i for i, picture in enumerate(data.image_ids) if picture == data.image_ids[0]]
     other = next(i for i in range(len(data)) if i not in first)
     assert data[0].image != data[other].image and data[0].image == data[first[-1]].image
+
+
+class Crowded:
+    "Pictures with twenty sentences each."
+
+    def __init__(self, pictures: int, broken: tuple[int, ...] = ()):
+        self.image_ids, self.broken = [k // 20 for k in range(20 * pictures)], broken
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, i: int) -> Sample:
+        if self.image_ids[i] in self.broken:
+            raise DataError(f"picture {self.image_ids[i]} is cut short")
+        return Sample(Image.new("RGB", (4, 2)), [], np.zeros((0, 2, 4), bool), f"s{i}", {"image_id": self.image_ids[i]})
+
+
+def one_row(samples: list[Sample]) -> list[list[dict]]:
+    return [[{"batch": len(samples)}] for _ in samples]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_one_broken_picture_stops_nothing_however_much_is_said_about_it(batch_size, tmp_path):
+    records = Records(tmp_path)
+    evaluation.evaluate(one_row, Crowded(4, broken=(0,)), records, batch_size=batch_size)
+    assert len(records.failures()) == 20 and len(records.indices()) == 60
+    with pytest.raises(DataError, match="the last by DataError: picture 15 is cut short. The evaluation was stopped"):
+        evaluation.evaluate(one_row, Crowded(40, broken=tuple(range(16))), Records(tmp_path / "many"), batch_size=batch_size)
+
+
+def test_what_is_measured_against_others_is_never_measured_alone(tmp_path):
+    "A control of one sample would be given its own phrase, and score as if there were none."
+
+    def measure(samples: list[Sample]) -> list[list[dict]]:
+        if len(samples) > 1:
+            raise RuntimeError("out of memory")
+        return one_row(samples)
+
+    records = Records(tmp_path / "control")
+    evaluation.evaluate(measure, Crowded(1), records, batch_size=2, alone=False)
+    assert not records.indices() and {f.error for f in records.failures()} == {"RuntimeError: out of memory"}
+    records = Records(tmp_path / "usual")
+    evaluation.evaluate(measure, Crowded(1), records, batch_size=2)
+    assert len(records.indices()) == 20 and not records.failures()
+
+
+def test_a_control_wants_others(measured, monkeypatch):
+    with pytest.raises(SettingError, match="batch_size is 1, expected at least 2"):
+        measured("res", "control", STANDARD, limit=4, batch_size=1, shuffle_phrases=True)
+    seen = []
+    monkeypatch.setattr(evaluation, "evaluate", lambda *given, **named: seen.append(named["alone"]))
+    measured("res", "shuffled", STANDARD, limit=4, batch_size=2, shuffle_phrases=True), measured("res", "plain", STANDARD, limit=4)
+    assert seen == [False, True]
+
+
+def test_a_failed_batch_does_not_hold_its_tensors(tmp_path):
+    "While samples are tried one by one, what the batch had made must be gone."
+    held = []
+
+    class Large: ...
+
+    def measure(samples: list[Sample]) -> list[list[dict]]:
+        large = Large()
+        if len(samples) > 1:
+            held.append(weakref.ref(large))
+            raise RuntimeError("out of memory")
+        assert held[0]() is None, "the batch's frame is alive"
+        return one_row(samples)
+
+    records = Records(tmp_path)
+    evaluation.evaluate(measure, Crowded(1), records)
+    assert not records.failures()
+
+
+def test_what_is_on_record_keeps_its_predictions(measured, monkeypatch):
+    "A batch of which one sample failed is measured again as a whole, and only that sample's predictions are new."
+    records = measured("png", "kept", {"split": "val"}, limit=4, batch_size=4, keep="probabilities")
+    files = {path.name: path.read_bytes() for path in (records.folder / "probabilities").iterdir()}
+    assert len(files) == 4
+    name = next(iter(records.done()))
+    keep = tasks.Keep(records.folder, "probabilities", 0.5, frozenset(records.done()))
+    keep(name, np.ones((1, 4, 4), np.float32), ["another"])
+    assert {path.name: path.read_bytes() for path in (records.folder / "probabilities").iterdir()} == files
+    seen = []
+    monkeypatch.setattr(evaluation, "evaluate", lambda measure, *given, **named: seen.append(measure))
+    monkeypatch.setitem(tasks.TASKS, "png", lambda job, samples, keep: seen.append(keep.done))
+    measured("png", "kept", {"split": "val"}, limit=4, batch_size=2, keep="probabilities")
+    seen[0]([])
+    assert seen[1] == records.done()
