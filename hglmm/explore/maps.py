@@ -42,7 +42,7 @@ def stretches(
 class MapStore:
     "Attention of each word over the cells of the picture's grid, in each layer and head."
 
-    rows: Tensor  # (t, L*A, g, g) of any floating type; kept in float16
+    rows: Tensor  # (t, L*A, g, g) of any floating type; kept in bfloat16
     layers: int  # L
     kept: int = 16  # merged selections that are remembered
     _merged: OrderedDict[tuple, Tensor] = field(default_factory=OrderedDict, repr=False)
@@ -50,7 +50,7 @@ class MapStore:
     def __post_init__(self):
         if self.rows.dim() != 4 or self.rows.shape[1] % self.layers:
             raise SettingError(f"attention of shape {tuple(self.rows.shape)}: expected (words, maps, g, g), with as many maps in each of {self.layers} layers.")
-        self.rows = self.rows.detach().to("cpu", torch.float16).contiguous()
+        self.rows = self.rows.detach().to("cpu", torch.bfloat16).contiguous()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -74,8 +74,8 @@ class MapStore:
 
     @cached_property
     def maxima(self) -> Tensor:
-        "float16 (blocks, L*A, g, g)"
-        return torch.stack([block.amax(0).half() for block in self._blocks()])
+        "bfloat16 (blocks, L*A, g, g)"
+        return torch.stack([block.amax(0).to(self.rows.dtype) for block in self._blocks()])
 
 # %% ../../nbs/explore/00_maps.ipynb #90bda518
 @patch

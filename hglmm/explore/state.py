@@ -7,6 +7,7 @@ __all__ = ['Choice', 'Exploration']
 
 # %% ../../nbs/explore/01_state.ipynb #52084798
 import json
+import operator
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -107,6 +108,7 @@ def ask(
     if truth is not None and np.shape(truth) != (image.height, image.width):
         raise SettingError(f"truth of shape {np.shape(truth)}: expected {(image.height, image.width)}, a mask of the picture's size.")
     answer = self.grounder.lmm.answer(image, question, max_new_tokens)
+    answer.context.past = None  # all of it is read once more, and keys and values are large
     tokens, features = self.grounder.lmm.encode_tokens(answer)
     answer.forget()
     self.answer, self.tokens, self.question = answer, tokens, question
@@ -128,15 +130,20 @@ def select(
     "Choose words. Raises `SettingError` for one that cannot see the picture."
     if which not in ("a", "b"):
         raise unknown("selection", which, ["a", "b"])
-    chosen = self.at(*find_span(self.answer.text, words)) if isinstance(words, str) else sorted(set(words))
+    chosen = self.at(*find_span(self.answer.text, words)) if isinstance(words, str) else sorted({operator.index(word) for word in words})
+    self.check_words(chosen)
+    setattr(self.choice, which, chosen)
+    return chosen
+
+
+@patch
+def check_words(self: Exploration, chosen: list[int]) -> None:
+    "Raise `SettingError` for a number that is none of a word that sees the picture."
     for number in chosen:
         if not 0 <= number < len(self.tokens):
             raise SettingError(f"word {number}: expected a number from 0 to {len(self.tokens) - 1}.")
         if self.tokens[number].row is None:
             raise SettingError(f"word {number}, {self.tokens[number].text!r}, stands before the picture and cannot see it. Choose one behind it.")
-    setattr(self.choice, which, chosen)
-    return chosen
-
 
 @patch
 def maps(
@@ -264,9 +271,12 @@ def caption(self: Exploration) -> str:
 @patch
 def said(self: Exploration, which: str = "a") -> str:
     "The selected words as text; `…` where some between them are left out."
-    chosen, text = getattr(self.choice, which), ""
-    for before, number in zip([None, *chosen], chosen, strict=False):
-        text += (" … " if before is not None and number != before + 1 else "") + self.tokens[number].text
+    chosen, text, before = getattr(self.choice, which), "", None
+    for number in chosen:
+        token = self.tokens[number]
+        text += " … " if before is not None and number != before + 1 else ""
+        whole = before is None or (token.part, token.start, token.end) != (self.tokens[before].part, self.tokens[before].start, self.tokens[before].end)
+        text, before = text + token.text * whole, number  # a letter of several tokens is said once
     return text.strip()
 
 
@@ -289,7 +299,7 @@ def settings(self: Exploration) -> dict[str, Any]:
     "All that is needed to see this again."
     recipe = self.grounder.lmm.recipe.name
     words = {which: self.said(which) for which in ("a", "b")}
-    return {"recipe": recipe, "question": self.question, "answer": self.answer.text, "tokens": [asdict(token) for token in self.tokens], "words": words, "choice": asdict(self.choice)}
+    return {"recipe": recipe, "question": self.question, "answer": self.answer.text, "tokens": [asdict(token) for token in self.tokens], "words": words, "choice": {**asdict(self.choice), "region": self.choice.region and [float(share) for share in self.choice.region]}}
 
 # %% ../../nbs/explore/01_state.ipynb #dfac5073
 @patch
@@ -322,6 +332,9 @@ def restore(
     found = settings if isinstance(settings, dict) else json.loads(Path(settings).read_text(encoding="utf-8"))
     if found["answer"] != self.answer.text or found["question"] != self.question:
         raise SettingError(f"these settings are of the question {found['question']!r} and its answer {found['answer']!r:.80}; here they are {self.question!r} and {self.answer.text!r:.80}. Ask that question first.")
+    if [(one["id"], one["part"]) for one in found["tokens"]] != [(one.id, one.part) for one in self.tokens]:
+        raise SettingError(f"these settings are of {found['recipe']!r}, which cuts the same text into other words. Load that one first.")
     choice = Choice(**{**found["choice"], "region": found["choice"]["region"] and tuple(found["choice"]["region"])})
     choice.check(self.store.layers, self.store.heads)
+    self.check_words([*choice.a, *choice.b])
     self.choice = choice

@@ -46,9 +46,11 @@ def of_code(
 
 def reading_code(lmm: FrozenLMM) -> list[Path]:
     "Files that say how a sample is read."
-    adapter = sys.modules[type(lmm).__module__].__file__
+    adapter = getattr(sys.modules[type(lmm).__module__], "__file__", None)
+    if adapter is None:
+        raise SettingError(f"{type(lmm).__name__} is made in a notebook, where nothing tells when its code changes. Put it into a file, or train with feature_cache 'off'.")
     shared = [Path(module.__file__) for module in (geometry, phrases, user_text, pictures)]
-    return [*shared, *sorted((paths.PACKAGE / "lmm").glob("*.py")), *([Path(adapter)] if adapter else [])]
+    return [*shared, *sorted((paths.PACKAGE / "lmm").glob("*.py")), Path(adapter)]
 
 
 def of_reading(
@@ -83,6 +85,7 @@ class FeatureCache:
     bound: int  # bytes
     mode: str = "rows"  # or `levels`
     writers: int = 1  # processes that write there
+    began: float = field(default_factory=lambda: time.time() - 1)  # what was used since stays; file systems' clocks are coarse
     counts: Counter = field(default_factory=Counter)  # hits, misses, written, damaged, passed: read by the LMM because they do not repeat
     stopped: str = ""  # why nothing is written any more
 
@@ -93,7 +96,7 @@ class FeatureCache:
 
     @cached_property
     def room(self) -> Room:
-        return Room(self.folder, self.bound, self.home, self.writers)
+        return Room(self.folder, self.bound, self.home, self.writers, self.began)
 
     def place(self, key: str) -> Path:
         return self.home / key[:2] / f"{key}{SUFFIX}"

@@ -59,6 +59,7 @@ class PeerLost(HGLMMError):
 
 def join(
     device: torch.device,  # of this process
+    dealt: bool = True,  # has each its own, as `own_device` deals them out? One that was named is everyone's
 ) -> None:
     "Meet the other processes, if a launcher says that there are some."
     _, processes, _ = own_rank()
@@ -67,7 +68,7 @@ def join(
     absent = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if absent:
         raise SettingError(f"WORLD_SIZE is {processes}, but {' and '.join(absent)} are not set: the processes cannot find each other. Start them by torchrun, which says it to each.")
-    own_gpu = device.type == "cuda" and torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    own_gpu = dealt and device.type == "cuda" and torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     dist.init_process_group("cpu:gloo,cuda:nccl" if own_gpu else "gloo", timeout=datetime.timedelta(seconds=PATIENCE))
 
 
@@ -206,7 +207,7 @@ class Stopped(PeerLost):
 
 
 class Stopping:
-    "While active, INT and TERM are noted in `asked`; when it is left, they do what they do."
+    "While active, INT and TERM are noted in `asked`; when it is left, they do what they do, unless it is left by another error."
 
     asked = 0  # the signal
 
@@ -219,17 +220,17 @@ class Stopping:
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and number == signal.SIGINT:  # somebody has no patience; a TERM may well come twice, from a launcher and from whoever ended that
             self._restore()
             signal.raise_signal(number)
-        self.asked = number
+        self.asked = self.asked or number
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._restore()
-        if self.asked:
+        if self.asked and (error is None or isinstance(error, Stopped)):  # what went wrong meanwhile is to be heard
             signal.raise_signal(self.asked)

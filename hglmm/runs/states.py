@@ -7,7 +7,9 @@ __all__ = ['LAST', 'BEFORE', 'DAMAGED', 'names', 'save', 'read', 'last', 'sweep'
 
 # %% ../../nbs/runs/04_states.ipynb #900c5e59
 import contextlib
+import errno
 import os
+import shutil
 import warnings
 import zipfile
 from collections.abc import Collection
@@ -43,7 +45,11 @@ def save(
     path, places = Path(folder) / LAST, [Path(folder) / name for name in names(kept)]
     _refuse(list(not_finite(state)), path, "Nothing was written: what is there is older and sound. Lower `lr`, or check the data.")
     with paths.writing(path) as part:
-        torch.save(state, part)
+        try:
+            torch.save(state, part)
+        except RuntimeError as error:  # what torch makes of a disk that is full
+            free = shutil.disk_usage(path.parent).free
+            raise OSError(errno.ENOSPC, f"the state cannot be written, {free / 1e9:.3g} GB are free; the one before is kept ({error})", str(path)) from error
         for newer, older in reversed(list(zip(places, places[1:], strict=False))):
             with contextlib.suppress(FileNotFoundError):  # one of the first
                 os.replace(newer, older)

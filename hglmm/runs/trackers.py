@@ -7,6 +7,7 @@ __all__ = ['KNOWN', 'PROJECT', 'check', 'start', 'Trackers']
 
 # %% ../../nbs/runs/09_trackers.ipynb #c3d8427e
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ class Trackers:
     ) -> None:
         "Numbers of a step, and what there is to see."
         for tracker in self.all:
-            tracker.log(dict(values), step=step)
+            plain = tracker.name == "tensorboard"  # others, such as mlflow, take letters, digits and a few signs
+            tracker.log({name if plain else re.sub(r"[^\w/. -]", "_", name): value for name, value in values.items()}, step=step)
             if pictures and hasattr(tracker, "log_images"):
                 order = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                 tracker.log_images({name: picture[None] for name, picture in pictures.items()}, step=step, **order)

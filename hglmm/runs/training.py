@@ -91,7 +91,7 @@ def add_up(
         for buffer, piece in zip(buffers, pieces[len(self.trained) :], strict=True):
             buffer.copy_(piece.view_as(buffer))
     self.stop = bool(stops)
-    return losses
+    return losses.clone()  # alone: as a view it would hold all gradients
 
 # %% ../../nbs/runs/12_training.ipynb #259f99b5
 LOSSES = ("loss", "loss_mask", "loss_dice", "accuracy", "aiou")  # as `batch_loss` names them
@@ -167,8 +167,9 @@ def begin(self: Trainer) -> None:
     states.sweep(self.folder)
     log = self.folder / "log.jsonl"
     kept = [line for line in read_log(self.folder) if line["step"] <= self.step] if log.exists() else []
-    log.unlink(missing_ok=True)
-    if kept:  # not the curves of a run that did not get as far as its first state
+    if not kept:  # curves of a run that did not get as far as its first state
+        log.unlink(missing_ok=True)
+    else:
         with paths.writing(log) as part:
             part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     self.write_config()
@@ -248,25 +249,26 @@ def fit(self: Trainer) -> nn.Module:
     self.settle_best()
     todo = shares(self.data, self.run.global_batch, self.run.seed, self.position, self.run.workers, launch.rank(), launch.size(), self.lmm.prepare, self.lmm.device.type == "cuda")
     began = time.perf_counter() - self.seconds
-    with self.stopping, Diary(self) as diary:
-        self.validate(diary)  # unless that was done before the run was stopped
-        while self.step < self.run.steps and not self.stop:
-            share, before = next(todo), self.skipped
-            losses = self.train_step(share.samples, share.total)
-            self.position, self.seconds = share.end, time.perf_counter() - began
-            diary.note(losses if self.skipped == before else None)
-            if self.stop or self.step % self.run.save_every == 0:
-                self.save()
-            self.validate(diary)
-        if self.stop:
-            self._stopped()
-    self.head.eval()
-    if self.cache:
-        print(f"feature cache of process {launch.rank()}: {self.cache.said()}", flush=True)
-    if launch.rank() == 0:
-        loading.save_head(self.head, self.folder / "head")
-        print(validation.verdict(read_log(self.folder)), end="", flush=True)
-    self.save()
+    with self.stopping:
+        with Diary(self) as diary:
+            self.validate(diary)  # unless that was done before the run was stopped
+            while self.step < self.run.steps and not self.stop:
+                share, before = next(todo), self.skipped
+                losses = self.train_step(share.samples, share.total)
+                self.position, self.seconds = share.end, time.perf_counter() - began
+                diary.note(losses if self.skipped == before else None)
+                if self.stop or self.step % self.run.save_every == 0:
+                    self.save()
+                self.validate(diary)
+            if self.stop:
+                self._stopped()
+        self.head.eval()
+        if self.cache:
+            print(f"feature cache of process {launch.rank()}: {self.cache.said()}", flush=True)
+        if launch.rank() == 0:
+            loading.save_head(self.head, self.folder / "head")
+            print(validation.verdict(read_log(self.folder)), end="", flush=True)
+        self.save()
     return self.head
 
 # %% ../../nbs/runs/12_training.ipynb #4bc16a6a
@@ -299,7 +301,7 @@ def main(words: list[str]) -> None:
     device = devices.device(launch.own_device(settings.device, launch.own_rank()[2]))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    launch.join(device)
+    launch.join(device, settings.device in ("auto", "cuda"))
     root = launch.told(str(find_root(settings.data)) if launch.rank() == 0 else "")
     data = open_data(root, settings.benchmarks, settings.draw_once)
     begun = launch.told(training_plan.begun_with(paths.run_folder(settings.name)) if launch.rank() == 0 else 0)
@@ -316,8 +318,11 @@ def train_on(
     "A run on several processes of this machine. If one of them fails, its traceback is in the error."
     folder = paths.run_folder(settings.name)
     job, log = folder / "job.json", processes.Tail(folder / "log.jsonl")
+    asked = settings.as_dict()
+    found = {name: paths.existing(asked[name]) for name in ("lmm_path", "sam") if asked[name]}  # the processes work in another folder
+    asked |= {name: str(place.resolve()) for name, place in found.items() if place}
     with paths.writing(job) as part:
-        part.write_text(json.dumps({**settings.as_dict(), "data": str(root)}, indent=1), encoding="utf-8")
+        part.write_text(json.dumps({**asked, "data": str(root)}, indent=1), encoding="utf-8")
 
     def poll() -> None:
         for text in log.new():

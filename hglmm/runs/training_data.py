@@ -9,6 +9,7 @@ __all__ = ['epoch_order', 'deal', 'Share', 'shares', 'of_data', 'open_data', 'he
 import dataclasses
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from .. import fingerprints
 from ..datasets import layout
 from ..datasets.core import Sample
 from ..errors import DataError, SettingError
-from .launch import begin_reader
+from .launch import PATIENCE, begin_reader
 
 # %% ../../nbs/runs/05_training_data.ipynb #760ede6b
 def epoch_order(length: int, epoch: int, seed: int) -> list[int]:
@@ -85,6 +86,16 @@ class _Ready:
         sample = self.data[i]
         return dataclasses.replace(sample, prepared=self.prepare(sample.image))
 
+
+def _room_for(
+    prepare: Callable[[Any], tuple[Any, Any]],
+    sample: Sample,
+    at_once: int,  # pictures that wait at a time
+) -> bool:
+    "Is there shared memory for what readers prepare? A container has 64 MB of it unless it was asked for more, and a reader without room hangs."
+    shared = Path("/dev/shm")
+    return not shared.is_dir() or shutil.disk_usage(shared).free > getattr(prepare(sample.image)[0], "nbytes", 0) * at_once
+
 # %% ../../nbs/runs/05_training_data.ipynb #5c9c1fd9
 def shares(
     data: Any,  # a training set: len(), [i] -> Sample, maybe .draw(epoch, seed) and .count_phrases(i)
@@ -104,10 +115,12 @@ def shares(
         if start + size <= length:
             drawn = data.draw(epoch, seed) if hasattr(data, "draw") else data
             turns = _Turns(drawn, epoch_order(length, epoch, seed), size, start, process, processes)
-            ready = _Ready(drawn, prepare) if prepare and (not workers or multiprocessing.get_start_method() == "fork") else drawn
+            at_once = -(-size // processes) * (2 * workers + 1)  # each reads two steps ahead
+            forked = multiprocessing.get_start_method() == "fork"
+            ready = _Ready(drawn, prepare) if prepare and (not workers or (forked and _room_for(prepare, drawn[0], at_once))) else drawn
             begin = partial(begin_reader, parent=os.getpid()) if workers else None
             # a generator of its own: a loader draws a seed when it starts, and a resumed run starts one more than the undisturbed one
-            loader = DataLoader(ready, batch_sampler=turns, collate_fn=list, num_workers=workers, generator=torch.Generator(), worker_init_fn=begin, pin_memory=pin)
+            loader = DataLoader(ready, batch_sampler=turns, collate_fn=list, num_workers=workers, generator=torch.Generator(), worker_init_fn=begin, pin_memory=pin, timeout=PATIENCE if workers else 0)
             for samples in loader:
                 start += size
                 yield Share(samples, size, epoch * length + start)

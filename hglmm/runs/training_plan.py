@@ -109,13 +109,14 @@ class Run:
 
 # %% ../../nbs/runs/06_training_plan.ipynb #2a6bceea
 def of_lmm(lmm: FrozenLMM) -> dict[str, Any]:
-    "What tells a frozen LMM from another: precision, weights, tokenizer, how it takes a picture."
+    "What tells a frozen LMM from another: precision, weights, configuration, tokenizer, how it takes a picture."
     text = lmm.recipe.instruction.format(input=lmm.recipe.prompt) + " A small red mug, 2 tables & çay; 7.5 m of ROPE."
     colours = np.arange(30 * 40 * 3, dtype=np.uint32).reshape(30, 40, 3) * 7 % 256
     pixels, _ = lmm.prepare(Image.fromarray(colours.astype(np.uint8)))
     return {
         "dtype": str(lmm.dtype).removeprefix("torch."),
         "weights": lmm.sharded.weights if lmm.sharded else fingerprints.of_module(lmm.model),
+        "config": ((lmm.source or {}).get("files") or {}).get("config.json"),  # which levels, which rotations: what no weight says
         "vision layers": list(lmm.recipe.vision_layers),
         "token ids": fingerprints.of_settings(lmm.tokenizer(text)["input_ids"]),
         "pixels": fingerprints.of_settings((pixels.float() * 100).round().int().flatten().tolist()[:: max(1, pixels.numel() // 10_000)]),
@@ -205,7 +206,7 @@ def plan(
     recipe = recipes.replace(settings.recipe, head=settings.head)
     size = settings.batch_size or recipe.schedule.batch_size
     batch = settings.global_batch or begun or size * processes
-    steps = max(1, round((settings.epochs or recipe.schedule.epochs) * samples / batch))
+    steps = max(1, round((settings.epochs or recipe.schedule.epochs) * samples / min(batch, max(samples, 1))))  # a batch is never more than all
     return Run(
         recipe, min(steps, settings.max_steps) if settings.max_steps else steps, settings.seed, size, settings.lr or recipe.schedule.lr, settings.workers, settings.save_every,
         shuffle_phrases=settings.shuffle_phrases, sam=settings.sam, autocast=settings.autocast, deterministic=settings.deterministic,

@@ -5,7 +5,9 @@ import errno
 import json
 import os
 import shutil
+import sys
 import time
+import types
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -222,6 +224,7 @@ def other_precision(lmm, patch):
 CHANGES = {
     "weights": other_weights, "tokenizer": other_tokenizer, "pixels": other_pixels, "prompt": changed(prompt="<image_placeholder>" * 64 + "Describe it."), "code": other_code, "precision": other_precision,
     "turn": changed(instruction="USER: {input} ASSISTANT: "), "vision layers": changed(vision_layers=(0, 1, 2, 3, 4, 5, 6, 6)), "shape": changed(layers=4),
+    "config": lambda lmm, patch: patch.setattr(lmm, "source", {"files": {"config.json": {"size": 9, "digest": "other"}}}),
     "versions": lambda lmm, patch: patch.setattr(fingerprints, "versions", lambda: {"torch": "9.0"}), "dtype": lambda lmm, patch: lmm.model.half(),
 }  # fmt: skip
 
@@ -236,7 +239,7 @@ def test_what_was_read_otherwise_is_not_found(what, lmm, samples, tmp_path, monk
     CHANGES[what](own, monkeypatch)
     now = feature_cache.of_reading(own, "rows")
     assert now != before and FeatureCache(own, tmp_path, 10**9).home != cache.home
-    fields = {"weights": "lmm", "tokenizer": "lmm", "pixels": "lmm", "prompt": "turn", "vision layers": "lmm", "dtype": "precision"}
+    fields = {"weights": "lmm", "config": "lmm", "tokenizer": "lmm", "pixels": "lmm", "prompt": "turn", "vision layers": "lmm", "dtype": "precision"}
     assert now[fields.get(what, what)] != before[fields.get(what, what)]  # by the part that says so, not by chance
 
 
@@ -342,7 +345,7 @@ def test_a_damaged_file_is_computed_anew(damage, lmm, samples, tmp_path):
 # --- room
 
 
-def age(folder, seconds=1000):
+def age(folder, seconds=30 * 86_400):
     "As if an earlier run had written all of it, in the order of the names."
     for k, path in enumerate(files(folder)):
         os.utime(path, (time.time() - seconds + k,) * 2)
@@ -370,6 +373,27 @@ def test_what_the_run_needs_again_stays(lmm, samples, tmp_path):
             assert all(equal(mine, lmm.encode([one])[0]) for one, mine in zip(samples, cache.encode(samples), strict=True))
     assert len(said) == 1 and 0 < cache.counts["written"] < 4 and cache.counts["hits"] == cache.counts["written"]
     assert held(tmp_path / "features") <= bound
+
+
+def test_what_may_be_wanted_later_in_this_epoch_stays(tmp_path):
+    "Files of the run's own kind, from yesterday; those of an hour ago of another kind go."
+    own, theirs = tmp_path / "own", tmp_path / "theirs"
+    for folder, age in ((own, 86_400), (theirs, 3600)):
+        folder.mkdir()
+        (folder / "0.safetensors").write_bytes(bytes(100))
+        os.utime(folder / "0.safetensors", (time.time() - age,) * 2)
+    room = Room(tmp_path, 200, own)
+    assert room.take(100) and (own / "0.safetensors").exists() and not (theirs / "0.safetensors").exists()
+    (own / "1.safetensors").write_bytes(bytes(100))
+    assert not room.take(100) and (own / "0.safetensors").exists()
+
+
+def test_an_adapter_of_a_notebook_is_refused(lmm, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nowhere", types.ModuleType("nowhere"))
+    own = copy.copy(lmm)
+    own.__class__ = type("Own", (type(lmm),), {"__module__": "nowhere"})
+    with pytest.raises(SettingError, match="Own is made in a notebook"):
+        FeatureCache(own, tmp_path, 10**9).home  # noqa: B018
 
 
 def test_other_kinds_go_first(tmp_path):

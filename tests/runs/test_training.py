@@ -1,11 +1,13 @@
 "Training: the same seed gives the same head, a stopped run goes on as if nothing had happened, and grounding comes from the LMM."
 
+import errno
 import json
 import math
 import os
 import shutil
 import signal
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,7 +29,7 @@ def load(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("quick")
         recipe = quick_lmm(folder, patch).recipe
-        yield lambda **options: FrozenLMM.load(recipe, folder / "lmm", device="cpu", **options)
+        yield lambda place=folder / "lmm", **options: FrozenLMM.load(recipe, place, device="cpu", **options)
 
 
 @pytest.fixture(scope="module")
@@ -462,6 +464,16 @@ def test_other_weights_are_another_run(data, folder, load):
         trainer(other, data, folder).resume()
 
 
+def test_another_configuration_is_another_run(lmm, data, folder, load, tmp_path):
+    "The same weights, read with another base of the rotations."
+    place = Path(shutil.copytree(lmm.source["path"], tmp_path / "lmm"))
+    config = json.loads((place / "config.json").read_text())
+    config["language_config"]["rope_theta"] = 5e5
+    (place / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SettingError, match=r"lmm\.config"):
+        trainer(load(place), data, folder).resume()
+
+
 def test_another_tokenizer_or_picture_is_another_run(data, folder, load, monkeypatch):
     other = load()
     prepare, tokenizer = other.prepare, other.tokenizer
@@ -604,6 +616,86 @@ def test_asked_to_end_it_saves_first(number, lmm, data, tmp_path, undisturbed, c
     assert second.resume() and second.step == 4
     assert same(weights(second.fit()), undisturbed[1])
     assert [line["step"] for line in training.read_log(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_asked_to_end_after_the_last_step_it_saves_all_the_same(lmm, data, tmp_path, undisturbed, monkeypatch):
+    "Where trackers upload what they have, people press Ctrl-C."
+    leave = training.Diary.__exit__
+
+    def impatient(self, *error):
+        leave(self, *error)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(training.Diary, "__exit__", impatient)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(lmm, data, tmp_path / "run", save_every=100).fit()
+    assert same(weights(loading.load_head(tmp_path / "run/head")), undisturbed[1]) and states.read(tmp_path / "run" / states.LAST)["step"] == 6
+
+
+def test_a_full_disk_is_said_and_the_state_before_stays(lmm, data, folder, monkeypatch):
+    "torch makes a RuntimeError of it that names neither the file nor the disk."
+
+    def full(state, part):
+        part.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 192 vs 86")
+
+    run, before = trainer(lmm, data, folder), states.read(folder / states.LAST)["step"]
+    run.resume()
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"the state cannot be written, .* GB are free; the one before is kept") as error:
+        run.fit()
+    assert error.value.errno == errno.ENOSPC and str(folder / states.LAST) in str(error.value) and states.read(folder / states.LAST)["step"] == before
+
+
+def test_the_log_is_there_at_every_moment(lmm, data, folder, monkeypatch):
+    "Resumed, it is written anew without what is done again; a power cut meanwhile leaves the old one."
+    lines = (folder / "log.jsonl").read_text()
+
+    def cut(*_):
+        raise Stopped
+
+    run = trainer(lmm, data, folder)
+    run.resume()
+    monkeypatch.setattr(training.os if hasattr(training, "os") else os, "replace", cut)
+    with pytest.raises(Stopped):
+        run.begin()
+    assert (folder / "log.jsonl").read_text() == lines
+
+
+def test_readers_prepare_only_what_shared_memory_holds(lmm, data, monkeypatch):
+    class Usage:
+        free = 64 << 20
+
+    monkeypatch.setattr(training_data.shutil, "disk_usage", lambda place: Usage)
+    assert training_data._room_for(lmm.prepare, data[0], 8) and not training_data._room_for(lmm.prepare, data[0], 10_000)
+    prepared = [next(training_data.shares(data, size, 1, prepare=lmm.prepare, workers=1)).samples[0].prepared for size in (2,)]
+    Usage.free = 1000
+    assert prepared[0] is not None and next(training_data.shares(data, 2, 1, prepare=lmm.prepare, workers=1)).samples[0].prepared is None
+
+
+def test_losses_hold_nothing_but_themselves(lmm, data, tmp_path, monkeypatch):
+    run = trainer(lmm, data, tmp_path / "run")
+    for name, value in {"size": lambda: 2, "rank": lambda: 0, "add_up": lambda row: row}.items():
+        monkeypatch.setattr(launch, name, value)
+    losses = run.add_up(torch.ones(5))
+    assert losses.untyped_storage().nbytes() == 20
+
+
+def test_processes_find_a_folder_that_was_given_from_here(tmp_path, monkeypatch):
+    (tmp_path / "here/weights").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HGLMM_RUNS", str(tmp_path / "runs"))
+    asked = []
+    monkeypatch.setattr(training.processes, "torchrun", lambda module, words, *more: asked.append(json.loads(Path(words[0]).read_text())))
+    monkeypatch.setattr(loading, "load_head", lambda folder: None)
+    settings = training_plan.asked({"name": "run", "lmm_path": "weights"})
+    training.train_on(2, settings, tmp_path)
+    assert asked[0]["lmm_path"] == str(tmp_path / "here/weights")
+
+
+def test_a_batch_that_is_more_than_all_makes_no_fewer_passes():
+    settings = training_plan.asked({"name": "run", "batch_size": 40, "epochs": 8.0})
+    assert training_plan.plan(settings, 10).steps == 8
 
 
 def test_lines_that_were_cut_short_are_dropped(lmm, data, folder):
