@@ -79,26 +79,28 @@ class MapStore:
 
 # %% ../../nbs/explore/00_maps.ipynb #90bda518
 @patch
-def sum_of(self: MapStore, first: int, last: int) -> Tensor:  # float32 (L*A, g, g)
-    "The sum over a stretch of words."
+def _cut(self: MapStore, first: int, last: int) -> tuple[int, int, list[Tensor]]:  # first block, one past the last, rows beside them
+    "A stretch of words as whole blocks, and the few words beside them."
     start, end = -(-first // BLOCK), last // BLOCK
     if start >= end:
-        return self.rows[first:last].float().sum(0)
-    found = self.sums[end] - self.sums[start]
-    for few in (self.rows[first : start * BLOCK], self.rows[end * BLOCK : last]):
-        if len(few):
-            found += few.float().sum(0)
-    return found.clamp_(min=0)  # a difference of sums may be a hair below
+        return 0, 0, [self.rows[first:last]]
+    return start, end, [few for few in (self.rows[first : start * BLOCK], self.rows[end * BLOCK : last]) if len(few)]
+
+
+@patch
+def sum_of(self: MapStore, first: int, last: int) -> Tensor:  # float32 (L*A, g, g)
+    "The sum over a stretch of words."
+    start, end, beside = self._cut(first, last)
+    blocks = [(self.sums[end] - self.sums[start]).clamp_(min=0)] if end else []  # a difference may be a hair below
+    return sum([few.float().sum(0) for few in beside], *blocks)
 
 
 @patch
 def maximum_of(self: MapStore, first: int, last: int) -> Tensor:  # float32 (L*A, g, g)
     "The maximum over a stretch of words."
-    start, end = -(-first // BLOCK), last // BLOCK
-    if start >= end:
-        return self.rows[first:last].float().amax(0)
-    parts = (self.maxima[start:end], self.rows[first : start * BLOCK], self.rows[end * BLOCK : last])
-    return torch.stack([part.float().amax(0) for part in parts if len(part)]).amax(0)
+    start, end, beside = self._cut(first, last)
+    blocks = [self.maxima[start:end]] if end else []
+    return torch.stack([part.float().amax(0) for part in [*blocks, *beside]]).amax(0)
 
 # %% ../../nbs/explore/00_maps.ipynb #e611fa12
 MERGES = ("mean", "max", "last")  # of several words

@@ -29,7 +29,7 @@ from ..lmm.answers import Answer
 from ..lmm.features import Features
 from ..look.grounding import attention
 from ..noun_phrases import noun_phrases
-from ..phrases import find_span
+from ..phrases import find_span, tokens_of_span
 
 # %% ../../nbs/explore/01_state.ipynb #b109c90b
 @dataclass
@@ -92,7 +92,8 @@ class Exploration:
 
     def at(self, start: int, end: int) -> list[int]:
         "Numbers of the tokens of a stretch of the answer, given by its characters."
-        return [k for k, token in enumerate(self.tokens) if token.part == "answer" and max(token.start, start) < min(token.end, end)]
+        before = len(self.tokens) - len(self.answer.tokens)  # the answer comes last
+        return [before + place for place in tokens_of_span(self.answer.offsets, (start, end))]
 
 # %% ../../nbs/explore/01_state.ipynb #95afe9da
 @patch

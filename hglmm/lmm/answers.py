@@ -9,6 +9,7 @@ __all__ = ['LONGEST', 'CACHE', 'Context', 'Answer', 'portions', 'each_answer', '
 # %% ../../nbs/lmm/07_answers.ipynb #d7e45c5a
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from operator import index
 from typing import Any
 
@@ -202,11 +203,10 @@ class Token:
 def _tokens_in(self: FrozenLMM, answer: Answer) -> list[Token]:
     "All tokens of a turn but those of the picture."
     marks = [k for k, one in enumerate(answer.prompt_ids) if one == self.image_token]
-    found: list[Token] = []
+    found, rows = [], count()
     for part, ids in (("before", answer.prompt_ids[: marks[0]]), ("prompt", answer.prompt_ids[marks[-1] + 1 :]), ("answer", answer.tokens)):
         text, offsets = (answer.text, answer.offsets) if part == "answer" else phrase_tokens.offsets_of(self.tokenizer, ids)
-        rows = [None] * len(ids) if part == "before" else range(sum(one.row is not None for one in found), len(found) + len(ids))
-        found += [Token(text[a:b], one, part, a, b, row) for one, (a, b), row in zip(ids, offsets, rows, strict=False)]
+        found += [Token(text[a:b], one, part, a, b, None if part == "before" else next(rows)) for one, (a, b) in zip(ids, offsets, strict=True)]
     return found
 
 

@@ -106,7 +106,7 @@ class AttentionTap(TorchFunctionMode):
     "While active, collects pooled softmax rows from every SDPA call."
 
     items: list[Rows]  # one per picture of the batch
-    dtype: torch.dtype = torch.float32  # of what is kept; float16 halves it
+    dtype: torch.dtype = torch.float32  # of what is kept; half precision halves it
     layers: list[list[Tensor]] = field(default_factory=list)  # per call: per picture (n, A, c)
     checked: bool = False
 

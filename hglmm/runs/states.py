@@ -47,9 +47,9 @@ def save(
     with paths.writing(path) as part:
         try:
             torch.save(state, part)
-        except RuntimeError as error:  # what torch makes of a disk that is full
+        except RuntimeError as error:  # what torch makes of a disk that is full, or broken
             free = shutil.disk_usage(path.parent).free
-            raise OSError(errno.ENOSPC, f"the state cannot be written, {free / 1e9:.3g} GB are free; the one before is kept ({error})", str(path)) from error
+            raise OSError(errno.EIO, f"the state cannot be written, {free / 1e9:.3g} GB are free; the one before is kept ({error})", str(path)) from error
         for newer, older in reversed(list(zip(places, places[1:], strict=False))):
             with contextlib.suppress(FileNotFoundError):  # one of the first
                 os.replace(newer, older)
