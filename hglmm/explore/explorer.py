@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QUESTION', 'OFTEN', 'KINDS', 'Explorer']
 
-# %% ../../nbs/explore/07_explorer.ipynb #27313855
+# %% ../../nbs/explore/07_explorer.ipynb #7d2bf19f
 import io
 import json
 import tempfile
@@ -29,7 +29,7 @@ from .view import Answer, View, answers
 from ..grounder import Grounder
 from ..heads.base import MaskHead
 
-# %% ../../nbs/explore/07_explorer.ipynb #1acf9af3
+# %% ../../nbs/explore/07_explorer.ipynb #6985ab1f
 QUESTION = "Please give me a description of the image."
 
 
@@ -65,7 +65,7 @@ class Explorer(View):
         "What the form says of samples."
         return {"samples": None if self.samples is None else len(self.samples), **self.sample}
 
-# %% ../../nbs/explore/07_explorer.ipynb #659e29fd
+# %% ../../nbs/explore/07_explorer.ipynb #7d80352e
 OFTEN = 0.1  # seconds between two looks at what was said so far
 
 
@@ -112,7 +112,7 @@ def _said(self: Explorer, text: str) -> None:
     if (now := time.monotonic()) - self._told > OFTEN:
         self._told, self.status = now, {"state": "asking", "text": text}
 
-# %% ../../nbs/explore/07_explorer.ipynb #2529fc31
+# %% ../../nbs/explore/07_explorer.ipynb #7e2257cd
 @answers("ask")
 def _ask(self: Explorer, message: dict, _: list) -> Answer:
     if self._asking is not None and self._asking.is_alive():
@@ -133,7 +133,7 @@ def _stop_asking(self: Explorer, message: dict, _: list) -> Answer:
     self._stop.set()
     return {}, []
 
-# %% ../../nbs/explore/07_explorer.ipynb #4baefcac
+# %% ../../nbs/explore/07_explorer.ipynb #86dd0908
 @answers("picture")
 def _picture(self: Explorer, message: dict, buffers: list) -> Answer:
     self.image, self.truth, self.sample = Image.open(io.BytesIO(buffers[0])).convert("RGB"), None, {}
@@ -171,7 +171,7 @@ def _sample(self: Explorer, message: dict, _: list) -> Answer:
         self.status = {"text": f"sample {number} of {len(self.samples)}. Ask about it."}
     return {}, []
 
-# %% ../../nbs/explore/07_explorer.ipynb #d7bb07a2
+# %% ../../nbs/explore/07_explorer.ipynb #334fc408
 KINDS = {"png": "image/png", "npz": "application/octet-stream", "json": "application/json", "html": "text/html"}
 
 
@@ -194,7 +194,7 @@ def _export(self: Explorer, message: dict, _: list) -> Answer:
     what = message["what"]
     return {"name": f"view.{what}", "type": KINDS[what]}, [self.exported(what)]
 
-# %% ../../nbs/explore/07_explorer.ipynb #7d9a245a
+# %% ../../nbs/explore/07_explorer.ipynb #f1e1e24b
 @patch
 def _repr_mimebundle_(self: Explorer, **options: Any) -> Any:
     "The widget, and the figure for whoever cannot show it."

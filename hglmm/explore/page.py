@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['POLICY', 'LAYOUT', 'held', 'page']
 
-# %% ../../nbs/explore/06_page.ipynb #1ccca33b
+# %% ../../nbs/explore/06_page.ipynb #9a3772db
 import base64
 import html
 import json
@@ -15,7 +15,7 @@ from typing import Any
 
 from .view import ALL_ROWS, ANSWERS, View, text_of
 
-# %% ../../nbs/explore/06_page.ipynb #234ff363
+# %% ../../nbs/explore/06_page.ipynb #a502442e
 def _key(kind: str, *parts: Any) -> str:
     "A question as `page.js` looks it up."
     return " ".join([kind, *(",".join(map(str, part)) if isinstance(part, list) else str(part) for part in parts if part is not None)])
@@ -45,12 +45,14 @@ def held(view: View) -> dict[str, Any]:
         found[key] = {"said": said, "buffers": [base64.b64encode(zlib.compress(one, 9)).decode() for one in buffers]}
     return {"traits": {"session": session, "choice": view.choice, "looks": view.looks, "status": {}}, "answers": found}
 
-# %% ../../nbs/explore/06_page.ipynb #681d54aa
+# %% ../../nbs/explore/06_page.ipynb #6ebd8fce
 POLICY = "default-src 'none'; script-src 'unsafe-inline' blob:; style-src 'unsafe-inline'; img-src blob: data:"
 LAYOUT = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy" content="{policy}"><title>{title}</title>
-<style>:root {{ color-scheme: light dark; }} body {{ margin: 12px; background: Canvas; color: CanvasText; font: 14px/1.45 system-ui, sans-serif; }}
+<style>:root {{ color-scheme: light dark; --jp-ui-font-color1: #1b1b1b; --jp-layout-color1: #fff; --jp-border-color1: #a8a8a8; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --jp-ui-font-color1: #ececec; --jp-layout-color1: #16181a; --jp-border-color1: #6d7175; }} }}
+body {{ margin: 12px; background: var(--jp-layout-color1); color: var(--jp-ui-font-color1); font: 14px/1.45 system-ui, sans-serif; }}
 {style}</style></head>
 <body><h1 style="font-size: 1.2em">{title}</h1><p>{answer}</p><div id="place"></div><noscript>This page draws with JavaScript.</noscript>
 <script type="application/json" id="view">{view}</script><script type="application/json" id="held">{held}</script><script type="module">{script}</script></body></html>

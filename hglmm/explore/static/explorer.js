@@ -22,7 +22,7 @@ class View extends Page {
     p.panels = Object.fromEntries(WHICH.map(which => [which, this.buildPanel(which)]));
     p.pictures = make("div", { className: "hg-pictures" }, ...WHICH.map(which => p.panels[which].root));
     p.heads = this.buildHeads();
-    p.places = make("div", { className: "hg-block", data: { testid: "places" }, aria: { live: "polite" } });
+    p.places = make("div", { className: "hg-block hg-places", data: { testid: "places" }, aria: { live: "polite" } });
     p.levels = this.buildLevels();
     p.export = make("div", { className: "hg-row", aria: { role: "group", label: "export" } }, make("span", { className: "hg-name", text: "export" }), ...["png", "npz", "json", "html"].map(what =>
       make("button", { text: what.toUpperCase(), data: { testid: `export-${what}` }, on: { click: () => this.save(what) } })));
@@ -143,7 +143,7 @@ class View extends Page {
     canvas.addEventListener("pointerup", event => {
       if (!from) return;
       const here = at(event), far = Math.hypot(here[0] - from[0], here[1] - from[1]) > 0.02;
-      this.cell = this.cellAt(from); this.corner = null; this.dragged = null;
+      this.cell = far ? null : this.cellAt(from); this.corner = null; this.dragged = null;
       this.region(far ? this.between(from, here) : this.boxOf(this.cell, this.cell));
       from = null;
     });
@@ -201,7 +201,7 @@ class View extends Page {
   async showLevels() {
     const p = this.parts;
     if (!p.levelBox.open || this.page) return;
-    const cell = this.cell ?? this.cellAt([0.5, 0.5]), key = `${this.session.number} ${cell}`;
+    const [left, top, right, bottom] = this.choice.region ?? [0, 0, 1, 1], cell = this.cell ?? this.cellAt([(left + right) / 2, (top + bottom) / 2]), key = `${this.session.number} ${cell}`;
     if (this.levelsOf === key) return;
     this.levelsOf = key;
     const found = await this.ask("levels", { cell });
@@ -299,7 +299,7 @@ class View extends Page {
     const panel = this.parts.panels[which], drawn = this.drawn[which], { bitmap } = this.store, { canvas } = panel, { choice, looks } = this;
     panel.root.hidden = !drawn;
     if (!drawn) return;
-    if (canvas.width !== bitmap.width || canvas.height !== bitmap.height) { canvas.width = bitmap.width; canvas.height = bitmap.height; }
+    if (canvas.width !== bitmap.width || canvas.height !== bitmap.height) { canvas.width = bitmap.width; canvas.height = bitmap.height; canvas.style.width = `min(100%, ${Math.round(70 * bitmap.width / bitmap.height)}vh)`; }
     const context = canvas.getContext("2d", { willReadFrequently: true });
     context.imageSmoothingEnabled = true; context.drawImage(bitmap, 0, 0);
     if (looks.opacity > 0) paintHeat(context, this.store, drawn.map, looks);
