@@ -2180,7 +2180,9 @@ d = { 'settings': { 'branch': 'main',
                                  'hglmm.user_text._renamed': ('user_text.html#_renamed', 'hglmm/user_text.py'),
                                  'hglmm.user_text._renamed_fast': ('user_text.html#_renamed_fast', 'hglmm/user_text.py'),
                                  'hglmm.user_text._renamed_slow': ('user_text.html#_renamed_slow', 'hglmm/user_text.py'),
+                                 'hglmm.user_text._some_text': ('user_text.html#_some_text', 'hglmm/user_text.py'),
                                  'hglmm.user_text._special': ('user_text.html#_special', 'hglmm/user_text.py'),
                                  'hglmm.user_text.special_tokens': ('user_text.html#special_tokens', 'hglmm/user_text.py'),
                                  'hglmm.user_text.text_ids': ('user_text.html#text_ids', 'hglmm/user_text.py'),
-                                 'hglmm.user_text.turn_ids': ('user_text.html#turn_ids', 'hglmm/user_text.py')}}}
+                                 'hglmm.user_text.turn_ids': ('user_text.html#turn_ids', 'hglmm/user_text.py'),
+                                 'hglmm.user_text.turns_of': ('user_text.html#turns_of', 'hglmm/user_text.py')}}}
