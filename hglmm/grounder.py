@@ -144,21 +144,27 @@ class Reply:
         likely, features = ground_answer(self.grounder.lmm, self.grounder.head, answer, [(a + skipped, b + skipped) for a, b in spans])
         return Grounding(answer.image, [self.text[a:b] for a, b in spans], likely, features, threshold, spans)
 
-    def figure(self) -> pictures.Picture | None:
-        "The answer with its phrases coloured, and their masks."
-        if self.grounding is None:
-            return None
-        return look.grounding(self.image, self.grounding.phrases, self.grounding.masks, pieces=pieces_of(self.text, self.spans), exact=True)
-
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "grounder": None}
 
     def __repr__(self) -> str:
         return self.text
 
-    def _repr_png_(self) -> bytes | None:
-        figure = self.figure()
-        return figure._repr_png_() if figure is not None else None
+
+# %% ../nbs/22_grounder.ipynb #2ef03c9b
+@patch
+def figure(self: Reply) -> pictures.Picture | None:
+    "The answer with its phrases coloured, and their masks."
+    if self.grounding is None:
+        return None
+    return look.grounding(self.image, self.grounding.phrases, self.grounding.masks, pieces=pieces_of(self.text, self.spans), exact=True)
+
+
+@patch
+def _repr_png_(self: Reply) -> bytes | None:
+    figure = self.figure()
+    return figure._repr_png_() if figure is not None else None
+
 
 # %% ../nbs/22_grounder.ipynb #77e06203
 SHIPPED_HEADS = {"toy_llava": "checkpoints/toy_head"}
@@ -223,14 +229,14 @@ def _per_picture(phrases: Any, count: int) -> list[Any]:
     return phrases
 
 
-def _sample(image: Picture, phrases: Any, name: str) -> Sample:
-    "A picture with phrases; raises if it is none."
+def _asked(image: Picture, phrases: Any, name: str) -> tuple[list[str], Sample]:
+    "Phrases, and a picture with them as the LMM reads it; raises if they are none."
     phrases = [_as_text(phrase, f"phrase {k}") for k, phrase in enumerate(_as_list(phrases))]
     if not phrases:
         raise SettingError("phrases: found none. Expected a text or a list of texts.")
     image = as_picture(image, name)
     pieces = [piece for k, phrase in enumerate(phrases) for piece in ((phrase, k), (".", None))]
-    return Sample(image, pieces, np.zeros((len(phrases), image.height, image.width), bool))
+    return phrases, Sample(image, pieces, np.zeros((len(phrases), image.height, image.width), bool))
 
 # %% ../nbs/22_grounder.ipynb #db9c0040
 @patch
@@ -243,15 +249,15 @@ def ground(
     "Masks of phrases in a picture, or in each of several."
     threshold, several = as_number(threshold, "threshold", 0, 1), isinstance(image, list | tuple)
     if several:
-        samples = [_sample(one, asked, f"picture {k}") for k, (one, asked) in enumerate(zip(image, _per_picture(phrases, len(image)), strict=True))]
+        asked = [_asked(one, wanted, f"picture {k}") for k, (one, wanted) in enumerate(zip(image, _per_picture(phrases, len(image)), strict=True))]
     else:
-        samples = [_sample(image, phrases, "picture")]
+        asked = [_asked(image, phrases, "picture")]
     found = []
-    for first in range(0, len(samples), TOGETHER):
-        part = samples[first : first + TOGETHER]
-        features = self.lmm.encode(part, tokens=self.head.needs_tokens)
-        for sample, likely, seen in zip(part, probabilities(self.head, features), features, strict=True):
-            found.append(Grounding(sample.image, sample.phrases, likely, seen, threshold))
+    for first in range(0, len(asked), TOGETHER):
+        part = asked[first : first + TOGETHER]
+        features = self.lmm.encode([sample for _, sample in part], tokens=self.head.needs_tokens)
+        for (words, sample), likely, seen in zip(part, probabilities(self.head, features), features, strict=True):
+            found.append(Grounding(sample.image, words, likely, seen, threshold))
     return found if several else found[0]
 
 # %% ../nbs/22_grounder.ipynb #f58a7a14
