@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SCORES', 'SOFTMAXES', 'softmax_of', 'mean_over_heads', 'MeanTap', 'OpenAttention']
 
-# %% ../../nbs/lmm/17_full_attention.ipynb #f8c06dec
+# %% ../../nbs/lmm/17_full_attention.ipynb #16768236
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from .taps import _bias, in_float32
 
-# %% ../../nbs/lmm/17_full_attention.ipynb #b2cba657
+# %% ../../nbs/lmm/17_full_attention.ipynb #15d24cf0
 def softmax_of(
     query: Tensor,  # (A, T, e)
     key: Tensor,  # (A or fewer, keys, e); fewer: several heads share one
@@ -32,7 +32,7 @@ def softmax_of(
         scores = query.float() @ key.float().mT * (scale or 1 / math.sqrt(query.shape[-1]))
         return (scores + _bias(mask, is_causal, 0, rows, key.shape[1])).softmax(-1)
 
-# %% ../../nbs/lmm/17_full_attention.ipynb #5122a137
+# %% ../../nbs/lmm/17_full_attention.ipynb #c03f9ed0
 SCORES = 2**24  # numbers of a softmax that exist at once
 SOFTMAXES = (F.softmax, torch.softmax, Tensor.softmax)
 
@@ -56,27 +56,31 @@ def mean_over_heads(
         total = total + softmax_of(query[0, first : first + group], key[0, first // shared : (first + group) // shared], mask, is_causal, scale).sum(0)
     return total / heads
 
-# %% ../../nbs/lmm/17_full_attention.ipynb #54d53826
+# %% ../../nbs/lmm/17_full_attention.ipynb #2286b0ac
 class MeanTap(TorchFunctionMode):
     "While active, hands the attention of every layer to `take`, as the mean over its heads."
 
     def __init__(
         self,
         take: Callable[[Tensor], None],  # gets float32 (T, keys), where the layer is
+        sides: Collection[int] | None = None,  # only attention over so many keys; None: all
     ):
         super().__init__()
-        self.take = take
+        self.take, self.sides = take, sides
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         found = func(*args, **(kwargs or {}))
         with torch.no_grad():
-            if func is F.scaled_dot_product_attention:
+            if func is F.scaled_dot_product_attention and self._wanted(args[1].shape[-2]):
                 self.take(mean_over_heads(*args, **(kwargs or {})))
-            elif func in SOFTMAXES and found.dim() > 2 and found.shape[-1] == found.shape[-2]:
-                self.take(found.flatten(0, -3).float().mean(0))
+            elif func in SOFTMAXES and found.dim() > 2 and found.shape[-1] == found.shape[-2] and self._wanted(found.shape[-1]):
+                self.take(found.flatten(0, -3).mean(0, dtype=torch.float32))
         return found
 
-# %% ../../nbs/lmm/17_full_attention.ipynb #ffe30cce
+    def _wanted(self, side: int) -> bool:
+        return self.sides is None or side in self.sides
+
+# %% ../../nbs/lmm/17_full_attention.ipynb #b1ff144d
 class OpenAttention(TorchFunctionMode):
     "While active, SDPA is computed in the open, of one picture: `weights` are those of the last call."
 
