@@ -212,14 +212,14 @@ class View extends Page {
     this.levelsOf = key;
     const found = await this.ask("levels", { cell });
     if (!found || this.levelsOf !== key) return;
-    const [{ names, scale }, [bytes]] = found, all = floats(bytes), { side } = this.session, size = side * side;
+    const [{ names }, [bytes]] = found, all = floats(bytes), { side } = this.session, size = side * side;
     p.levelRow.replaceChildren(...names.map((name, k) => {
       const canvas = make("canvas", { className: "hg-level", width: 160, height: Math.round(160 * this.store.bitmap.height / this.store.bitmap.width), aria: { role: "img", label: name } });
       const context = canvas.getContext("2d"), map = all.subarray(k * size, (k + 1) * size).map(v => Math.max(0, v));
       context.drawImage(this.store.bitmap, 0, 0, canvas.width, canvas.height);
       paintHeat(context, this.store, map, { ...this.looks, opacity: 0.8 });
       return make("figure", {}, canvas, make("figcaption", { text: name }));
-    }), make("p", { className: "hg-faint", text: `row ${cell[0]}, column ${cell[1]}; ${scale}` }));
+    }), make("p", { className: "hg-faint", text: `row ${cell[0]}, column ${cell[1]}: how alike the tower finds each cell and this one, level by level (cosine, shown from 0 to 1)` }));
   }
 
   // -- heads
@@ -244,7 +244,7 @@ class View extends Page {
       this.buttons.forEach((button, k) => { button.classList.toggle("hg-a", choice.a.includes(k)); button.classList.toggle("hg-b", choice.b.includes(k)); button.setAttribute("aria-pressed", choice[this.which].includes(k)); });
     }
     const options = (select, list) => { if (select.dataset.of !== String(list)) { select.dataset.of = String(list); select.replaceChildren(...list.map(([value, text]) => make("option", { value, text }))); } };
-    options(p.way, session.ways); options(p.colours, Object.keys(session.colours).map(name => [name, name])); options(p.by, session.mask_heads.map(name => [name, name]));
+    options(p.way, session.ways.map(([name]) => [name, name])); options(p.colours, Object.keys(session.colours).map(name => [name, name])); options(p.by, session.mask_heads.map(name => [name, name]));
     p.byLabel.hidden = session.mask_heads.length < 2;
     for (const [name, count] of [["layer", session.layers], ["head", session.heads]]) { p[name].control.max = count - 1; p[name].set(choice[name] ?? -1, choice[name] === null ? "mean" : String(choice[name])); }
     p.threshold.set(Math.round(100 * choice.threshold), choice.threshold.toFixed(2)); p.opacity.set(Math.round(100 * looks.opacity), percent(looks.opacity));
