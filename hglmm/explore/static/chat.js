@@ -12,7 +12,7 @@ class Chat extends Page {
     p.caption = make("div", { className: "hg-value", data: { testid: "caption" }, aria: { live: "polite" } });
     p.threshold = slider("threshold", [0, 100, 1], value => this.choose({ threshold: value / 100 }));
     p.words = make("input", { type: "text", placeholder: "words of the answer", data: { testid: "words" }, on: { keydown: event => { if (event.key === "Enter") this.groundText(); } } });
-    p.ground = make("button", { text: "Where is it?", data: { testid: "ground" }, on: { click: () => this.groundText() } });
+    p.ground = make("button", { text: "Where is it?", data: { testid: "ground" }, on: { mousedown: event => event.preventDefault(), click: () => this.groundText() } }); // else a press takes the mark away
     p.brief = make("input", { type: "checkbox", data: { testid: "brief" }, on: { change: event => this.choose({ brief: event.target.checked }) } });
     p.fresh = make("button", { text: "Begin anew", data: { testid: "fresh" }, on: { click: () => this.ask("fresh") } });
     p.save = make("button", { text: "PNG of the conversation", data: { testid: "export-png" }, on: { click: () => this.save() } });
@@ -29,12 +29,14 @@ class Chat extends Page {
     const found = document.getSelection();
     this.marked = null;
     if (!found?.rangeCount || found.isCollapsed) return;
-    const range = found.getRangeAt(0), said = range.startContainer.parentElement?.closest?.(".hg-said");
-    if (!said || !this.root.contains(said) || !said.contains(range.endContainer)) return;
-    const before = range.cloneRange();
+    const range = found.getRangeAt(0), of = node => (node.nodeType === 1 ? node : node.parentElement)?.closest(".hg-said"), said = of(range.startContainer) ?? of(range.endContainer);
+    if (!said || !this.root.contains(said)) return;
+    const before = range.cloneRange(), inside = range.cloneRange();
     before.selectNodeContents(said);
-    before.setEnd(range.startContainer, range.startOffset);
-    const start = [...before.toString()].length, end = start + [...range.toString()].length; // characters, as Python counts them
+    if (!said.contains(range.startContainer)) inside.setStart(said, 0);
+    if (!said.contains(range.endContainer)) inside.setEnd(said, said.childNodes.length);
+    before.setEnd(inside.startContainer, inside.startOffset);
+    const start = [...before.toString()].length, end = start + [...inside.toString()].length; // characters, as Python counts them
     if (end > start) this.marked = { turn: +said.dataset.turn, start, end };
     this.parts.ground.textContent = this.marked ? "Where is what is marked?" : "Where is it?";
   }
@@ -61,6 +63,7 @@ class Chat extends Page {
     if (!known) return;
     const { turns, palette } = this.session;
     if (this.turn < 0 || this.turn >= turns.length || this.count !== turns.length) { this.turn = turns.length - 1; this.only = null; }
+    if (turns.length > (this.count ?? 0)) p.prompt.value = "";   // what was asked has been answered
     this.count = turns.length;
     p.threshold.set(Math.round(100 * this.choice.threshold), this.choice.threshold.toFixed(2));
     if (this.drawnOf !== JSON.stringify(turns)) {
