@@ -7,7 +7,7 @@ __all__ = ['FINE', 'SPREADS', 'COUNTS', 'Seen', 'coarse', 'see', 'Ranking', 'ran
            'Try', 'fitted', 'best_heads']
 
 # %% ../../nbs/explore/07_ranking.ipynb #544f1f30
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
