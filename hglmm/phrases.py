@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_PHRASE', 'INCOMPLETE', 'WINDOW', 'OVERLAP', 'Piece', 'Tokens', 'tokenize_pieces', 'offsets_of', 'tokens_of_span',
-           'find_span', 'whole', 'check_span', 'find_spans', 'pieces_of']
+           'find_span', 'whole', 'TextSoFar', 'check_span', 'find_spans', 'pieces_of']
 
 # %% ../nbs/08_phrases.ipynb #0a159321
 import re
@@ -133,6 +133,25 @@ def whole(
     stripped = text.strip()
     start = text.find(stripped)
     return [(start, start + len(stripped))] if stripped else []
+
+# %% ../nbs/08_phrases.ipynb #a1eea075
+class TextSoFar:
+    "The text of tokens that come one by one; the bytes of an unfinished character wait."
+
+    def __init__(self, tokenizer: Any):
+        self.decode, self.text = _decoder(tokenizer), ""
+        self.first = self.shown = 0  # tokens: where what is decoded begins, and how many have been shown
+
+    def after(
+        self,
+        ids: list[int],  # all that came so far
+    ) -> str:
+        "What can be shown now."
+        known, now = self.decode(ids[self.first : self.shown]), self.decode(ids[self.first :])
+        if not now.endswith(INCOMPLETE):
+            self.text += now[len(known) :]
+            self.first, self.shown = self.shown, len(ids)
+        return self.text
 
 # %% ../nbs/08_phrases.ipynb #b30bfa95
 def _occurrences(text: str, phrase: str) -> list[tuple[int, int]]:

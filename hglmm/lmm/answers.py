@@ -7,7 +7,7 @@ __all__ = ['LONGEST', 'CACHE', 'Context', 'Answer', 'portions', 'each_answer', '
            'encode_tokens']
 
 # %% ../../nbs/lmm/07_answers.ipynb #d7e45c5a
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from operator import index
@@ -50,6 +50,7 @@ class Answer:
     image: Image.Image
     context: Context | None = field(default=None, repr=False, compare=False)  # saves reading the prompt again; not stored with the answer
     cut: bool = False  # it ran into `max_new_tokens` or the end of the LMM's context, and would have gone on
+    stopped: bool = False  # somebody stopped it before it came to its end
 
     def forget(self) -> None:
         "Drop the context and give its memory back; what is grounded later is read from the beginning."
@@ -97,22 +98,54 @@ def _end(self: FrozenLMM) -> int:
 
 
 # %% ../../nbs/lmm/07_answers.ipynb #a2f4880e
+def _listening(self: FrozenLMM, heard: Callable[[str], Any]) -> Callable[[list[list[int]]], None]:
+    "Tell the text so far of the one answer that is spoken; its end is no text."
+    so_far, end = phrase_tokens.TextSoFar(self.tokenizer), _end(self)
+
+    def hear(said: list[list[int]]) -> None:
+        if said[0][-1] != end:
+            heard(so_far.after(said[0]))
+
+    return hear
+
+
+def _spoken(self: FrozenLMM, said: list[int], most: int, ids: list[int], image: Image.Image, context: Context | None) -> Answer:
+    "An answer of the tokens that were said, of which there could be so many."
+    ended = said[-1:] == [_end(self)]
+    cut = not ended and len(said) == most
+    tokens = said[:-1] if ended else said
+    text, offsets = phrase_tokens.offsets_of(self.tokenizer, tokens)
+    return Answer(text, tokens, offsets, ids, image, context, cut, stopped=not ended and not cut)
+
+
 @torch.no_grad()
-def _answers_of(self: FrozenLMM, images: list[Image.Image], prompts: list[list[int]], max_new_tokens: int, keep: bool) -> list[Answer]:
+def _answers_of(
+    self: FrozenLMM,
+    images: list[Image.Image],
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    keep: bool,
+    heard: Callable[[str], Any] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> list[Answer]:
     "What the LMM says, all at once."
-    contexts, end, answers = _contexts(self, prompts, images), _end(self), []
+    contexts, end = _contexts(self, prompts, images), _end(self)
     sequences = [context.prompt.embeddings for context in contexts]
     self.check_length(max(map(len, sequences)) + 1)
-    said, kept = speak(self.causal_lm, sequences, [min(max_new_tokens, self.reach - len(one)) for one in sequences], end, keep)
-    for tokens, past, ids, image, context in zip(said, kept, prompts, images, contexts, strict=True):
-        context.past, cut = past, tokens[-1] != end
-        tokens = tokens if cut else tokens[:-1]
-        text, offsets = phrase_tokens.offsets_of(self.tokenizer, tokens)
-        answers.append(Answer(text, tokens, offsets, ids, image, context if keep else None, cut))
-    return answers
+    limits = [min(max_new_tokens, self.reach - len(one)) for one in sequences]
+    said, kept = speak(self.causal_lm, sequences, limits, end, keep, heard and _listening(self, heard), stop)
+    for context, past in zip(contexts, kept, strict=True):
+        context.past = past
+    return [_spoken(self, *one, context if keep else None) for *one, context in zip(said, limits, prompts, images, contexts, strict=True)]
 
 
 # %% ../../nbs/lmm/07_answers.ipynb #dcc8afbc
+def _check_limit(max_new_tokens: Any) -> None:
+    "Raise unless it is a number of tokens."
+    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
+        raise SettingError(f"max_new_tokens {max_new_tokens!r}: expected a whole number of at least 1.")
+
+
 def each_answer(
     self: FrozenLMM,
     images: list[Any],  # each what `datasets.pictures.as_picture` takes
@@ -121,8 +154,7 @@ def each_answer(
     keep: bool = True,  # keep what was read for `encode_answer`, as long as an answer lives or until its `forget()`
 ) -> Iterator[Answer]:
     "What the LMM says about pictures, greedily decoded, as many at once as `CACHE` has room for; the next ones when these have been taken."
-    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
-        raise SettingError(f"max_new_tokens {max_new_tokens!r}: expected a whole number of at least 1.")
+    _check_limit(max_new_tokens)
     questions = [questions] * len(images) if isinstance(questions, str) else questions
     if len(images) != len(questions):
         raise SettingError(f"questions: {len(questions)} of them for {len(images)} pictures. Expected one for each, or one text for all.")
@@ -143,15 +175,20 @@ def answers(
     return list(each_answer(self, images, questions, max_new_tokens, keep))
 
 
+# %% ../../nbs/lmm/07_answers.ipynb #e9506675
 def answer(
     self: FrozenLMM,
     image: Image.Image,  # or what else `datasets.pictures.as_picture` takes
     question: str,
     max_new_tokens: int = LONGEST,
     keep: bool = True,
+    heard: Callable[[str], Any] | None = None,  # told the text so far after each token
+    stop: Callable[[], bool] | None = None,  # asked before each token whether the answer is to end there
 ) -> Answer:
-    "What the LMM says about a picture: `each_answer` of one."
-    return next(each_answer(self, [image], [question], max_new_tokens, keep))
+    "What the LMM says about a picture: the one that `each_answer` gives."
+    _check_limit(max_new_tokens)
+    return _answers_of(self, [upright(image)], [self.ask_ids(question)], max_new_tokens, keep, heard, stop)[0]
+
 
 # %% ../../nbs/lmm/07_answers.ipynb #ee692d97
 def _tokens_of(answer: Answer, span: tuple[int, int]) -> list[int]:

@@ -6,6 +6,9 @@
 __all__ = ['MORE', 'Memory', 'say', 'own_past', 'speak']
 
 # %% ../../nbs/lmm/06_greedy.ipynb #cb7c880d
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -84,9 +87,13 @@ def speak(
     limits: list[int],  # of each, words at most
     end: int,  # the word that ends an answer
     keep: bool = False,
-) -> tuple[list[list[int]], list[tuple | None]]:  # of each prompt its words, the end included if it came; and, if kept, the prompt's keys and values
+    heard: Callable[[list[list[int]]], Any] | None = None,  # told after each word what each of them has said so far
+    stop: Callable[[], bool] | None = None,  # asked before the work for each word; if so, all end there
+) -> tuple[list[list[int]], list[tuple | None]]:  # of each prompt its words, the end included if it came (none where it was stopped before the first); and, if kept, the prompt's keys and values
     "What a language model goes on with, always taking the likeliest word."
     decoder, embed, vocabulary = causal_lm.model, causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings()
+    if stop and stop():
+        return [[] for _ in prompts], [None for _ in prompts]
     last, device = [len(prompt) - 1 for prompt in prompts], prompts[0].device
     read = decoder(inputs_embeds=nn.utils.rnn.pad_sequence(prompts, batch_first=True), use_cache=True)
     kept = [own_past(read.past_key_values, b, len(prompt)) if keep else None for b, prompt in enumerate(prompts)]
@@ -97,8 +104,10 @@ def speak(
         words = vocabulary(hidden).argmax(-1).tolist()
         for b, word in zip(rows, words, strict=True):
             said[b].append(word)
+        if heard:
+            heard(said)
         going = [j for j, b in enumerate(rows) if words[j] != end and len(said[b]) < limits[b]]
-        if not going:
+        if not going or (stop and stop()):
             return said, kept
         memory.choose(going)
         rows = [rows[j] for j in going]

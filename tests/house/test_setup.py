@@ -153,7 +153,7 @@ def test_it_installs_at_the_versions_of_the_constraints(machine: Machine) -> Non
     assert not status and said == f"Setting up .venv with Python 3.12.0, {machine.bin}/python3.12 (a few minutes, once) ..."
     uv, install = machine.installs  # uv comes by pip, and does not run here
     assert uv.startswith("python ") and "--constraint constraints.txt" in uv and uv.endswith(" uv")
-    assert install.startswith("python ") and "--constraint constraints.txt" in install and install.endswith("--editable .[dev,gcg]")
+    assert install.startswith("python ") and "--constraint constraints.txt" in install and install.endswith("--editable .[dev,gcg,explore]")
     assert machine.setup(PYTHONDONTWRITEBYTECODE="1") == (0, "Bringing .venv up to date ...")
     assert machine.installs[2:4] == [uv, install] and machine.installs[4].startswith("python -m compileall ")  # else every program would compile anew
     (machine.root / "project/no pip").touch()
@@ -167,13 +167,13 @@ def test_uv_installs_all_but_torch(machine: Machine) -> None:
     torch, rest = machine.installs
     (wanted,) = [name for name in PROJECT["dependencies"] if name.startswith("torch")]
     assert torch.startswith("python ") and "--constraint constraints.txt" in torch and torch.endswith(f" {wanted}")
-    assert rest.startswith("uv ") and "--python .venv/bin/python" in rest and "--constraint constraints.txt" in rest and rest.endswith(".[dev,gcg]")
+    assert rest.startswith("uv ") and "--python .venv/bin/python" in rest and "--constraint constraints.txt" in rest and rest.endswith(".[dev,gcg,explore]")
     assert machine.setup(PYTHONDONTWRITEBYTECODE="1")[0] == 0
     assert machine.installs[-1].replace(" --compile-bytecode", "") == rest != machine.installs[-1]
     (machine.root / "project/no uv").touch()
     status, said = machine.setup()
     assert not status and "uv did not manage" in said
-    assert machine.installs[-2] == rest and machine.installs[-1].startswith("python ") and machine.installs[-1].endswith("--editable .[dev,gcg]")
+    assert machine.installs[-2] == rest and machine.installs[-1].startswith("python ") and machine.installs[-1].endswith("--editable .[dev,gcg,explore]")
 
 
 def test_an_index_that_pip_was_told_of_is_for_pip(machine: Machine) -> None:
@@ -182,7 +182,7 @@ def test_an_index_that_pip_was_told_of_is_for_pip(machine: Machine) -> None:
     (machine.root / "project/pip config").write_text("global.index-url='https://mirror.example/simple'\n")
     assert machine.setup()[0] == 0
     (install,) = machine.installs
-    assert install.startswith("python ") and install.endswith("--editable .[dev,gcg]")
+    assert install.startswith("python ") and install.endswith("--editable .[dev,gcg,explore]")
 
 
 def test_a_python_that_only_uv_knows(machine: Machine) -> None:
