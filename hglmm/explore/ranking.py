@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..datasets.core import Sample
 from ..errors import DataError, SettingError
-from .maps import fit
+from .maps import covered, fit
 from ..geometry import Letterbox
 from ..heads.training_free import TrainingFreeHead, ious, tally
 from ..lmm.features import Features
@@ -62,9 +62,8 @@ def coarse(
 def _of_picture(sample: Sample, features: Features, source: str) -> Seen:
     "What was seen of one picture's phrases."
     masks, side, count = torch.from_numpy(np.ascontiguousarray(sample.masks)), features.attention.shape[-1], len(sample.masks)
-    covered = torch.nn.functional.adaptive_avg_pool2d(features.letterbox.place(masks).float(), side)
     box, picture = coarse(features.letterbox, side), str(sample.info.get("image_id", sample.id))
-    return Seen(features.attention.half().cpu(), covered, list(box.targets(masks)), [box] * count, [picture] * count, [source] * count)
+    return Seen(features.attention.half().cpu(), covered(features.letterbox, masks, side), list(box.targets(masks)), [box] * count, [picture] * count, [source] * count)
 
 
 def _joined(parts: list[Seen]) -> Seen:
@@ -102,7 +101,7 @@ class Ranking:
     @classmethod
     def of(cls, seen: Seen, recipe: Recipe) -> "Ranking":
         "Rank the heads by what they saw."
-        found = [fit(maps.float(), covered).numpy() for maps, covered in zip(seen.maps, seen.covered, strict=True)]
+        found = [fit(maps.float(), truth).numpy() for maps, truth in zip(seen.maps, seen.covered, strict=True)]
         return cls(np.stack(found), np.asarray(seen.pictures), recipe.heads)
 
     @cached_property
