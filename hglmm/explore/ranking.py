@@ -25,7 +25,7 @@ from ..heads.training_free import TrainingFreeHead, ious, tally
 from ..lmm.features import Features
 from ..lmm.frozen import FrozenLMM
 from ..metrics import bootstrap
-from ..recipes import Recipe
+from ..recipes import Recipe, replace
 
 # %% ../../nbs/explore/08_ranking.ipynb #07b65074
 FINE = 8  # pixels a cell, at the most, at which masks are kept
@@ -225,7 +225,7 @@ def fitted(
     closed: Tensor | None = None,  # bool (g, g)
 ) -> tuple[TrainingFreeHead, float]:  # the head with its line; mean IoU there, percent
     "A training-free head of these heads of the LMM."
-    head = TrainingFreeHead(recipe).choose(pairs, spread, closed).eval()
+    head = TrainingFreeHead(replace(recipe, head=TrainingFreeHead.kind)).choose(pairs, spread, closed).eval()
     views = torch.cat([head.view(part) for part in seen.maps.split(256)])
     return head, 100 * head.draw_line(*tally(views, seen.boxes, seen.masks))
 
