@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['POLICY', 'LAYOUT', 'held', 'page']
 
-# %% ../../nbs/explore/06_page.ipynb #9a3772db
+# %% ../../nbs/explore/06_page.ipynb #05870084
 import base64
 import html
 import json
@@ -15,7 +15,7 @@ from typing import Any
 
 from .view import ALL_ROWS, ANSWERS, View, text_of
 
-# %% ../../nbs/explore/06_page.ipynb #a502442e
+# %% ../../nbs/explore/06_page.ipynb #47925e47
 def _key(kind: str, *parts: Any) -> str:
     "A question as `page.js` looks it up."
     return " ".join([kind, *(",".join(map(str, part)) if isinstance(part, list) else str(part) for part in parts if part is not None)])
@@ -45,7 +45,7 @@ def held(view: View) -> dict[str, Any]:
         found[key] = {"said": said, "buffers": [base64.b64encode(zlib.compress(one, 9)).decode() for one in buffers]}
     return {"traits": {"session": session, "choice": view.choice, "looks": view.looks, "status": {}}, "answers": found}
 
-# %% ../../nbs/explore/06_page.ipynb #6ebd8fce
+# %% ../../nbs/explore/06_page.ipynb #be47ffaa
 POLICY = "default-src 'none'; script-src 'unsafe-inline' blob:; style-src 'unsafe-inline'; img-src blob: data:"
 LAYOUT = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">

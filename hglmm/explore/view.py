@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'ALL_ROWS', 'STEPS', 'COLOURS', 'STATIC', 'Answer', 'ANSWERS', 'SLOW', 'half', 'colours', 'shown_size',
-           'shown', 'steps', 'measured', 'at_size', 'text_of', 'View', 'in_words', 'answers']
+           'shown', 'steps', 'measured', 'at_size', 'text_of', 'Talking', 'View', 'in_words', 'answers']
 
-# %% ../../nbs/explore/05_view.ipynb #d4470a38
+# %% ../../nbs/explore/05_view.ipynb #d9ced659
 import base64
 import contextlib
 import io
@@ -35,7 +35,7 @@ try:
 except ImportError as error:
     raise SettingError(f"the explorer is a widget and needs anywidget ({error}). Install it with `pip install 'hglmm[explore]'`. Without it, hglmm.explore.state does the same from code.") from error
 
-# %% ../../nbs/explore/05_view.ipynb #293e382b
+# %% ../../nbs/explore/05_view.ipynb #bf50ed0b
 SHOWN = 1024  # pixels, the longer side of what is shown
 ALL_ROWS = 4 * 2**20  # bytes: up to here the maps of all words go over at once
 STEPS = np.arange(101, dtype=np.float32) / 100  # thresholds of the slider
@@ -64,7 +64,7 @@ def shown(image: Image.Image) -> bytes:
     (image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)).convert("RGB").save(file, "JPEG", quality=92)
     return file.getvalue()
 
-# %% ../../nbs/explore/05_view.ipynb #2f012ab7
+# %% ../../nbs/explore/05_view.ipynb #a562f1c5
 def steps(
     likely: np.ndarray,  # float32 (H, W), 0 to 1
 ) -> np.ndarray:  # uint8 (H, W), 0 to 101
@@ -96,7 +96,7 @@ def at_size(found: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # uint8 (h
     rows, columns = (((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size[::-1], found.shape, strict=True))
     return found[rows[:, None], columns]
 
-# %% ../../nbs/explore/05_view.ipynb #bd929417
+# %% ../../nbs/explore/05_view.ipynb #c6531a7a
 STATIC = Path(__file__).parent / "static" if "__file__" in globals() else Path("../../hglmm/explore/static")
 
 
@@ -105,24 +105,33 @@ def text_of(*names: str) -> str:
     return "\n".join((STATIC / name).read_text(encoding="utf-8") for name in names)
 
 
-class View(anywidget.AnyWidget):
-    "An `Exploration` to see and to click at."
+class Talking(anywidget.AnyWidget):
+    "A widget whose page asks questions, and is answered."
 
-    _esm, _css = text_of("common.js", "explorer.js"), text_of("style.css")
     session = traitlets.Dict().tag(sync=True)  # what there is to choose from
-    choice = traitlets.Dict().tag(sync=True)  # `Choice`, as a dict
+    choice = traitlets.Dict().tag(sync=True)  # what is chosen
     looks = traitlets.Dict({"opacity": 0.8, "smooth": True, "mask": True, "colours": "viridis", "sort": ""}).tag(sync=True)
     status = traitlets.Dict().tag(sync=True)  # state, text, error
 
-    def __init__(self, state: Exploration, **more: Any):
-        self.state, self._number = state, 0
-        super().__init__(choice=asdict(state.choice), **more)
+    def __init__(self, **traits: Any):
+        self._number = 0
+        super().__init__(**traits)
         self.on_msg(self._heard)
+
+
+class View(Talking):
+    "An `Exploration` to see and to click at. Its choice is `Choice`, as a dict."
+
+    _esm, _css = text_of("common.js", "explorer.js"), text_of("style.css")
+
+    def __init__(self, state: Exploration, **traits: Any):
+        self.state = state
+        super().__init__(choice=asdict(state.choice), **traits)
         self.observe(self._chosen, "choice")
         if state.answer is not None:
             self.show()
 
-# %% ../../nbs/explore/05_view.ipynb #52464dac
+# %% ../../nbs/explore/05_view.ipynb #cec1937b
 @patch
 def facts(self: View) -> dict[str, Any]:
     "What there is to choose from, in numbers and words."
@@ -155,7 +164,7 @@ def choose(self: View, **changes: Any) -> None:
     state.choice = choice
     self.choice = asdict(choice)
 
-# %% ../../nbs/explore/05_view.ipynb #ee3033ef
+# %% ../../nbs/explore/05_view.ipynb #9dae7131
 @patch
 def _chosen(self: View, change: Any) -> None:
     "Something was chosen in the page."
@@ -173,7 +182,7 @@ def _chosen(self: View, change: Any) -> None:
 
 @patch
 @contextlib.contextmanager
-def saying(self: View):
+def saying(self: Talking):
     "What goes wrong in a widget is seen nowhere else: it is said in the page."
     try:
         yield
@@ -188,7 +197,7 @@ def in_words(error: Exception) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
 
-# %% ../../nbs/explore/05_view.ipynb #163f6049
+# %% ../../nbs/explore/05_view.ipynb #e73e0295
 Answer = tuple[dict[str, Any], list[bytes]]  # what is said, and the bytes beside it
 ANSWERS: dict[str, Callable[..., Answer]] = {}
 SLOW = {"mask", "way", "levels", "export"}  # answered from a thread
@@ -205,7 +214,7 @@ def answers(kind: str) -> Callable:
 
 
 @patch
-def _heard(self: View, _: Any, message: dict[str, Any], buffers: list[memoryview]) -> None:
+def _heard(self: Talking, _: Any, message: dict[str, Any], buffers: list[memoryview]) -> None:
     "A question of the page."
     kind, seq = message.get("kind"), message.get("seq")
     if kind in SLOW:
@@ -216,7 +225,7 @@ def _heard(self: View, _: Any, message: dict[str, Any], buffers: list[memoryview
 
 
 @patch
-def _answer(self: View, message: dict[str, Any], buffers: list[memoryview]) -> None:
+def _answer(self: Talking, message: dict[str, Any], buffers: list[memoryview]) -> None:
     try:
         if message.get("kind") not in ANSWERS:
             raise SettingError(f"the page asks for {message.get('kind')!r}, which this version does not know. Run the cell again.")
@@ -225,7 +234,7 @@ def _answer(self: View, message: dict[str, Any], buffers: list[memoryview]) -> N
         said, found = {"error": in_words(error)}, []
     self.send({"seq": message.get("seq"), **said}, found)
 
-# %% ../../nbs/explore/05_view.ipynb #ac9ecbcf
+# %% ../../nbs/explore/05_view.ipynb #5b6e13b7
 @answers("open")
 def _open(self: View, message: dict, _: list) -> Answer:
     store = self.state.store
