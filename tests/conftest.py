@@ -54,13 +54,14 @@ def zygote():
 
 @pytest.fixture(scope="session")
 def run_notebook(tmp_path_factory, request):
-    "Run a notebook of nbs/runs with papermill in a folder of its own: exit status, all it said, the folder with its runs."
+    "Run a program of nbs/runs or nbs/explore with papermill in a folder of its own: exit status, all it said, the folder with its runs."
     runs = tmp_path_factory.mktemp("runs")
 
     def run(notebook: str, /, real: bool = False, **parameters) -> tuple[int, str, Path]:
         options = [text for key, value in parameters.items() for text in ("-y", f"{key}: {value}")]
-        words = ["--log-output", "--no-progress-bar", "--cwd", str(ROOT / "nbs/runs")]
-        words += [str(ROOT / f"nbs/runs/{notebook}.ipynb"), str(runs / f"{notebook}-{len(list(runs.iterdir()))}.ipynb"), *options]
+        (source,) = (path for room in ("runs", "explore") if (path := ROOT / f"nbs/{room}/{notebook}.ipynb").is_file())
+        words = ["--log-output", "--no-progress-bar", "--cwd", str(source.parent)]
+        words += [str(source), str(runs / f"{notebook}-{len(list(runs.iterdir()))}.ipynb"), *options]
         environment = {**os.environ, "HGLMM_RUNS": str(runs)}
         if real:  # papermill as one types it, with a kernel
             done = subprocess.run([sys.executable, "-m", "papermill", *words], capture_output=True, text=True, timeout=600, env=environment, cwd=ROOT)

@@ -22,7 +22,7 @@ from torch import Tensor
 from .. import inference
 from ..datasets.pictures import Picture, as_picture
 from ..errors import SettingError, unknown
-from .maps import MERGES, SCORES, SINKS, MapStore
+from .maps import MERGES, SCORES, SINKS, MapStore, covered
 from ..grounder import Grounder
 from ..heads.base import MaskHead
 from ..lmm.answers import Answer
@@ -226,8 +226,7 @@ def iou(self: Exploration, which: str = "a") -> float | None:  # 0 to 1; None: i
 @patch
 def _on_grid(self: Exploration, mask: np.ndarray) -> Tensor:  # float32 (g, g), 0 to 1
     "How much of each cell of the grid a mask of the picture covers."
-    box, side = self.features.letterbox, self.store.rows.shape[-1]
-    return torch.nn.functional.adaptive_avg_pool2d(box.place(torch.from_numpy(mask)[None]).float(), side)[0]
+    return covered(self.features.letterbox, torch.from_numpy(mask)[None], self.store.rows.shape[-1])[0]
 
 
 @patch

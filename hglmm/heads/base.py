@@ -71,6 +71,7 @@ class MaskHead(nn.Module, PyTorchModelHubMixin, library_name="hglmm", pipeline_t
     "A mask head. `MaskHead.from_pretrained` loads any kind, that of a kind's own class only this one."
 
     kind: str | None = None  # `Recipe.head` of the recipes it serves
+    trained: bool = True  # by gradient; False: it has nothing to train
     needs_tokens: bool = False  # features must hold the hidden state of each token: `lmm.encode(samples, tokens=True)`
     beside: str = "The model's weights come from its own place."  # what else is needed, for the card
     recipe: Recipe

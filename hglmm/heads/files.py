@@ -26,7 +26,7 @@ FORMAT = 1  # of the folder; a newer one is refused
 # %% ../../nbs/heads/11_files.ipynb #5efd117f
 def kind_of(
     stored: Stored,
-) -> str | None:  # `hg`, `unet` or `unet_sam`; None: not to be told
+) -> str | None:  # of `heads.HEADS`; None: not to be told
     "The kind of head, by its keys."
     if any(key.startswith("mask_head.") for key in stored.state):
         return "unet_sam" if any(key.startswith("sam.") for key in stored.state) else "unet"
@@ -34,6 +34,8 @@ def kind_of(
         return "unet_sam"
     if any(key.startswith("encoder.") for key in stored.state):
         return "unet"
+    if "map_weights" in stored.state:
+        return "training_free"
     return "hg" if any(key.startswith(("lifg.", "ldsi.", "fuse_maskhead.", "decoder.")) for key in stored.state) else None
 
 

@@ -47,7 +47,7 @@ def _save_pretrained(self: MaskHead, save_directory: Path) -> None:
 
 # %% ../../nbs/heads/12_loading.ipynb #3c3317aa
 log = logging.getLogger(__name__)
-KINDS = {"hg": "HG-LMM head", "unet": "F-LMM head (U-Net)", "unet_sam": "F-LMM head (U-Net and SAM refiner)"}
+KINDS = {"hg": "HG-LMM head", "unet": "F-LMM head (U-Net)", "unet_sam": "F-LMM head (U-Net and SAM refiner)", "training_free": "head without training"}
 
 # %% ../../nbs/heads/12_loading.ipynb #3d248063
 def matching_weights(

@@ -129,7 +129,7 @@ PROGRAM = "nbs/runs/train.ipynb"
 def allowed() -> dict[str, Any]:
     "What the values of the parameters may be."
     return {
-        "recipe": list(recipes.RECIPES), "head": list(heads.HEADS), "benchmarks": ["refcoco", "refcoco+", "refcocog", "png"], "epochs": (0, 1000), "lr": (0, 1),
+        "recipe": list(recipes.RECIPES), "head": [kind for kind, head in heads.HEADS.items() if head.trained], "benchmarks": ["refcoco", "refcoco+", "refcocog", "png"], "epochs": (0, 1000), "lr": (0, 1),
         "batch_size": (0, 1024), "global_batch": (0, 2**20), "seed": (0, None), "max_steps": (0, None), "workers": (0, 64), "save_every": (1, None),
         "keep_states": (1, 1000), "validate_every": (0, None), "validate_pictures": (0, None), "trackers": list(KNOWN),
         "max_restarts": (0, 1000), "dtype": ["", *DTYPES], "autocast": list(devices.AUTOCAST), "feature_cache": list(CACHES), "cache_gb": (1e-6, None),

@@ -41,7 +41,7 @@ NOTEBOOK = Path(__file__).resolve().parents[2] / "nbs/26_support.ipynb"
 BEGIN, END = "<!-- written by tests/front/test_support.py -->\n", "\n<!-- end -->"
 COMMAND = ".venv/bin/python tests/front/test_support.py --write"
 
-CHECKPOINTS = {"hg": "hglmm, folder", "hg.pth": "HG-LMM, `.pth`", "unet.pth": "F-LMM, `.pth`, U-Net", "unet_sam.pth": "F-LMM, `.pth`, U-Net and SAM"}
+CHECKPOINTS = {"hg": "hglmm, folder", "hg.pth": "HG-LMM, `.pth`", "unet.pth": "F-LMM, `.pth`, U-Net", "unet_sam.pth": "F-LMM, `.pth`, U-Net and SAM", "training_free": "hglmm, folder, without training"}
 TASKS = {"RES": "res", "PNG": "png", "GCG": "gcg", "ReasonSeg": "reasonseg", "chat": "chat"}
 SPOKEN_WORDS = 3  # of an answer: few enough for `chat` to ground it as a whole
 

@@ -23,7 +23,7 @@ from hglmm.heads.files import kind_of
 from hglmm.heads.official import official_names
 
 TOY_UNET = recipes.replace("toy_llava", head="unet")
-KINDS = list(heads.HEADS)
+KINDS = [kind for kind in heads.HEADS if official_names(recipes.replace("toy_llava", head=kind))]
 BIAS = {"hg": "lcb.proj.bias", "unet": "mask_head.encoder.0.0.convs.0.gn.bias", "unet_sam": "sam.model.mask_decoder.output_upscaling.0.bias"}  # one of each, official
 
 
