@@ -473,6 +473,11 @@ def test_what_an_answer_names_is_underlined_and_isolated(chat):
     chat.page.mouse.move(2, 2)
     chat.settled("chat")
     assert chat.pixels("view-chat") == every
+    chat.part("threshold").fill("1")
+    wait(lambda: chat.pixels("view-chat") != every, "the masks at another threshold", 20)
+    chat.part("threshold").fill("50")
+    chat.settled("chat")
+    assert chat.pixels("view-chat") == every
 
 
 def test_any_stretch_that_is_marked_is_grounded(chat):
@@ -508,10 +513,7 @@ def test_a_conversation_goes_on_and_begins_anew(chat, tmp_path):
     chat.settled("chat")
     assert chat.kernel("len(chat.talk.replies[1].turns)") == 2 and chat.text("said-1") == turn(chat, 1)["text"] and chat.page.locator(".hg-asked").nth(1).inner_text() == "What is on the left?"
     assert len(turn(chat, 1)["spans"]) == 1 and chat.part("prompt").input_value() == ""
-    wide = chat.pixels("view-chat")
-    chat.part("threshold").fill("1")
-    chat.settled("chat")
-    assert chat.pixels("view-chat") != wide
+    wait(lambda: "of answer 2" in chat.text("caption"), "its mask", 20)
     with chat.page.expect_download() as download:
         chat.part("export-png").click()
     download.value.save_as(tmp_path / "talk.png")

@@ -128,7 +128,8 @@ class Chat extends Page {
       context.drawImage(mask, 0, 0, canvas.width, canvas.height);
     });
     const { text, spans } = turns[this.turn], letters = [...text], name = k => letters.slice(...spans[k]).join("");
-    p.caption.textContent = only !== null && only !== undefined && spans[only] ? `${name(only)}: ${percent(planes[only].reduce((sum, v) => sum + (v > step), 0) / (width * height))} of the picture` : `${spans.length} phrases of answer ${this.turn + 1}`;
+    const empty = range(0, spans.length).filter(k => !planes[k]?.some(v => v > step));
+    p.caption.textContent = only !== null && only !== undefined && spans[only] ? `${name(only)}: ${percent(planes[only].reduce((sum, v) => sum + (v > step), 0) / (width * height))} of the picture` : `${spans.length} ${spans.length === 1 ? "phrase" : "phrases"} of answer ${this.turn + 1}${empty.length ? `; no mask for: ${empty.map(name).join(", ")}` : ""}`;
     canvas.setAttribute("aria-label", `picture with the masks of: ${only !== null && only !== undefined && spans[only] ? name(only) : spans.map((_, k) => name(k)).join(", ")}`);
     this.root.dataset.frame = String(++this.frame);
     this.root.dataset.ready = "1";
