@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WAYS', 'KEPT', 'PEAK', 'WORDS', 'rolled_out', 'log_slope', 'relevancies']
 
-# %% ../../nbs/explore/02_relevancy.ipynb #04748112
+# %% ../../nbs/explore/02_relevancy.ipynb #ed58f69d
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -22,14 +22,14 @@ from ..lmm.features import interleave
 from ..lmm.frozen import FrozenLMM
 from ..lmm.full_attention import MeanTap, OpenAttention
 
-# %% ../../nbs/explore/02_relevancy.ipynb #c99fa0c2
+# %% ../../nbs/explore/02_relevancy.ipynb #71ebc746
 WAYS = {  # maps of the words chosen, beside `Exploration.map`: methods, and what they show
     "rollout": "attention rollout: where what the words hold came from, if every layer passes on half of what it reads (mean over heads)",
     "relevancy": "gradient-weighted relevancy: attention that made the words likelier, followed through all layers",
 }
 state.WAYS.update(WAYS)  # `choice.way` may be one of them now
 
-# %% ../../nbs/explore/02_relevancy.ipynb #e5ba0e75
+# %% ../../nbs/explore/02_relevancy.ipynb #77064e03
 KEPT = 16  # results of a kind
 
 
@@ -60,7 +60,7 @@ def remembered_bytes(self: Exploration) -> int:
     answer, kinds = vars(self).get("_remembered", (None, {}))
     return sum(one.nbytes for found in kinds.values() for one in found.values() if one is not None) if answer is self.answer else 0
 
-# %% ../../nbs/explore/02_relevancy.ipynb #272b67fa
+# %% ../../nbs/explore/02_relevancy.ipynb #e1165e81
 @torch.no_grad()
 def _turn(self: Exploration) -> Tensor:
     lmm, prompt = self.grounder.lmm, torch.tensor(self.answer.prompt_ids)
@@ -94,7 +94,7 @@ def _merged(
         raise unknown("way to merge words", how, MERGES)
     return rows[-1] if how == "last" else rows.amax(0) if how == "max" else rows.mean(0)
 
-# %% ../../nbs/explore/02_relevancy.ipynb #abf1224d
+# %% ../../nbs/explore/02_relevancy.ipynb #8a08bfaf
 @torch.no_grad()
 def rolled_out(
     decoder: nn.Module,
@@ -113,7 +113,7 @@ def rolled_out(
         decoder(inputs_embeds=embeddings[None], use_cache=False)
     return torch.stack(found)
 
-# %% ../../nbs/explore/02_relevancy.ipynb #2b964a27
+# %% ../../nbs/explore/02_relevancy.ipynb #446a6cb6
 @patch
 def _cells(self: Exploration) -> slice:
     first = len(self.turn()) - len(self.rows)
@@ -142,7 +142,7 @@ def rollout(
     "Attention rollout of a selection through all layers."
     return self.rollouts(which)[-1]
 
-# %% ../../nbs/explore/02_relevancy.ipynb #593b02dc
+# %% ../../nbs/explore/02_relevancy.ipynb #711af2a0
 PEAK = 6  # the largest gradient that enters a layer is brought to 2 to the power of this
 WORDS = 64  # whose logits exist at once
 
@@ -177,7 +177,7 @@ def _slope_of_said(
             found += _backwards(logits, [some], log_slope(logits.detach(), words.to(logits.device)))
     return torch.cat(found)
 
-# %% ../../nbs/explore/02_relevancy.ipynb #8c57ee38
+# %% ../../nbs/explore/02_relevancy.ipynb #dff68d0a
 def _given(decoder: nn.Module, embeddings: Tensor) -> tuple[list[tuple[tuple, dict]], Tensor]:  # of each layer arguments; (T, d) after the last
     "What the layers of a decoder are given."
     given: list[tuple[tuple, dict]] = []
@@ -207,7 +207,7 @@ def relevancies(
     said: list[int],  # their ids
     cells: slice,  # positions of the picture's cells
 ) -> Tensor:  # float32 (k, cells)
-    "What mattered for words: (L, T, d) is held, and one layer's attention with gradients, some six times (A, T, T) in float32."
+    "What mattered for words: (L, T, d) is held, and of one layer attention with gradients, some five times (A, T, T) in float32."
     if lmm.sharded:
         raise SettingError("relevancy needs gradients through the whole LMM, and several processes share this one (shard_lmm). Load it in one process: FrozenLMM.load(..., device_map='auto') spreads it over the GPUs of a machine.")
     spoken = torch.tensor(positions, device=embeddings.device) - 1
@@ -221,7 +221,7 @@ def relevancies(
         reached = reached + reached @ attention.to(reached.device)
     return (reached - start)[:, cells].cpu()  # a word behind the picture is said from its last cell, which is not there by attention
 
-# %% ../../nbs/explore/02_relevancy.ipynb #338dabc7
+# %% ../../nbs/explore/02_relevancy.ipynb #b6525574
 @patch
 def relevancy(
     self: Exploration,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCORES', 'SOFTMAXES', 'softmax_of', 'mean_over_heads', 'MeanTap', 'OpenAttention']
 
-# %% ../../nbs/lmm/17_full_attention.ipynb #16768236
+# %% ../../nbs/lmm/17_full_attention.ipynb #80acb6c9
 import math
 from collections.abc import Callable, Collection
 from typing import Any
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from .taps import _bias, in_float32
 
-# %% ../../nbs/lmm/17_full_attention.ipynb #15d24cf0
+# %% ../../nbs/lmm/17_full_attention.ipynb #fb9b2618
 def softmax_of(
     query: Tensor,  # (A, T, e)
     key: Tensor,  # (A or fewer, keys, e); fewer: several heads share one
@@ -32,8 +32,8 @@ def softmax_of(
         scores = query.float() @ key.float().mT * (scale or 1 / math.sqrt(query.shape[-1]))
         return (scores + _bias(mask, is_causal, 0, rows, key.shape[1])).softmax(-1)
 
-# %% ../../nbs/lmm/17_full_attention.ipynb #c03f9ed0
-SCORES = 2**24  # numbers of a softmax that exist at once
+# %% ../../nbs/lmm/17_full_attention.ipynb #0ff9ca6a
+SCORES = 2**22  # numbers of a softmax that exist at once
 SOFTMAXES = (F.softmax, torch.softmax, Tensor.softmax)
 
 
@@ -56,7 +56,7 @@ def mean_over_heads(
         total = total + softmax_of(query[0, first : first + group], key[0, first // shared : (first + group) // shared], mask, is_causal, scale).sum(0)
     return total / heads
 
-# %% ../../nbs/lmm/17_full_attention.ipynb #2286b0ac
+# %% ../../nbs/lmm/17_full_attention.ipynb #38299883
 class MeanTap(TorchFunctionMode):
     "While active, hands the attention of every layer to `take`, as the mean over its heads."
 
@@ -80,7 +80,7 @@ class MeanTap(TorchFunctionMode):
     def _wanted(self, side: int) -> bool:
         return self.sides is None or side in self.sides
 
-# %% ../../nbs/lmm/17_full_attention.ipynb #b1ff144d
+# %% ../../nbs/lmm/17_full_attention.ipynb #ddc7d4f1
 class OpenAttention(TorchFunctionMode):
     "While active, SDPA is computed in the open, of one picture: `weights` are those of the last call."
 
