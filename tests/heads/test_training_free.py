@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from hglmm import heads, inference, recipes
 from hglmm.errors import CheckpointError, SettingError
 from hglmm.geometry import Letterbox
 from hglmm.heads import loading
-from hglmm.heads.training_free import BINS, TrainingFreeHead, gaussian, ious, tally
+from hglmm.heads.training_free import BINS, STEEPNESS, TrainingFreeHead, gaussian, ious, tally
 from hglmm.runs import training_plan
 
 TOY = recipes.replace("toy_llava", head="training_free")
@@ -33,7 +34,7 @@ def test_there_and_back(head, tmp_path):
     assert type(again) is TrainingFreeHead and again.chosen == [(1, 1), (3, 4)] and again.recipe == TOY
     assert json.loads((folder / "config.json").read_text())["heads"] == [[1, 1], [3, 4]]
     attention = torch.rand(3, 20, 16, 16)
-    assert torch.equal(again(attention), head(attention)) and again.line.tolist() == pytest.approx([0.3, 16, 0.8])
+    assert torch.equal(again(attention), head(attention)) and again.open_cells.sum() == 16 * 16 - 3 and again.line.tolist() == pytest.approx([0.3, 16, 0.8])
     bare = loading.load_head(folder / "model.safetensors")  # says neither its kind nor its recipe
     assert type(bare) is TrainingFreeHead and bare.recipe.name == "toy_llava" and torch.equal(bare(attention), head(attention))
     with pytest.raises(CheckpointError, match="training_free"):
@@ -66,6 +67,15 @@ def test_the_view_by_hand(head):
     assert np.allclose(gaussian(16, 0.8), weights, atol=1e-6)
 
 
+def test_closed_cells_say_nothing(head):
+    attention, closed = torch.rand(1, 20, 16, 16), torch.zeros(16, 16, dtype=torch.bool)
+    closed[2, 3] = True
+    head.choose([(1, 1)], closed=closed)
+    without = head(attention)
+    attention[:, :, 2, 3] = 100.0
+    assert torch.equal(head(attention), without) and not torch.equal(head.choose([(1, 1)])(attention), without)
+
+
 def test_pictures_of_any_number_of_phrases(head):
     pictures = [SimpleNamespace(attention=torch.rand(n, 20, 16, 16), letterbox=Letterbox.fit(200, 100, 128)) for n in (3, 0, 2)]
     for one, logits in zip(pictures, head(pictures), strict=True):
@@ -86,6 +96,9 @@ def test_the_line_is_the_best_there_is(head):
         return float(np.mean([(one & mask).sum() / (one | mask).sum() for one, mask in zip(drawn, masks, strict=True)]))
 
     assert found == pytest.approx(max(mean_iou(k / BINS) for k in range(BINS)), abs=1e-3) and mean_iou(float(head.line[0])) == pytest.approx(found, abs=1e-3)
+    values, truth = (torch.cat(parts) for parts in zip(*((box.crop(view).flatten(), mask.flatten()) for view, box, mask in zip(views, boxes, masks, strict=True)), strict=True))
+    losses = {s: float(binary_cross_entropy_with_logits(s * (values - head.line[0]), truth.float())) for s in STEEPNESS}
+    assert float(head.line[1]) == min(losses, key=losses.get) not in (STEEPNESS[0], STEEPNESS[-1])
     assert torch.allclose(ious(inside, outside).mean(0)[[20, 50, 70]], torch.tensor([mean_iou(k) for k in (0.2, 0.5, 0.7)]), atol=2e-3)
 
 
