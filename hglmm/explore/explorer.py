@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from fastcore.basics import patch
-from .form import Form
 
 from ..datasets.core import Sample
 from ..datasets.pictures import Picture
 from ..errors import unknown
 from . import keeping  # noqa: F401 (what `state.export` is)
+from .form import Form
 from .page import page
 from .state import Exploration
 from .view import Answer, View, answers
