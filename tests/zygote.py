@@ -79,6 +79,7 @@ def become(words: list[str], environment: dict[str, str], kept: tuple[int, ...])
             os.close(fd)
     os.environ.clear()
     os.environ.update(environment)
+    as_many_threads()
     sys.stdin, sys.stdout, sys.stderr = open(0, closefd=False), open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     status = 1
     try:
@@ -98,6 +99,12 @@ def become(words: list[str], environment: dict[str, str], kept: tuple[int, ...])
         with contextlib.suppress(OSError):
             sys.stdout.flush(), sys.stderr.flush()
         os._exit(status)
+
+
+def as_many_threads() -> None:
+    "torch reads the number of its threads when it is loaded, which was before the fork."
+    if (told := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(told))
 
 
 def inherit_imports() -> None:
@@ -203,6 +210,7 @@ def child(order: dict) -> bool:
     os.dup2(log, 1), os.dup2(log, 2), os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.clear()
     os.environ.update(order["environment"])
+    as_many_threads()
     os.chdir(order["cwd"])
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where tests run in the background of a shell
     inherit_imports()

@@ -6,7 +6,7 @@
 __all__ = ['SHOWN', 'ALL_ROWS', 'STEPS', 'COLOURS', 'STATIC', 'Answer', 'ANSWERS', 'SLOW', 'half', 'colours', 'shown_size',
            'shown', 'steps', 'measured', 'at_size', 'text_of', 'Talking', 'View', 'in_words', 'answers']
 
-# %% ../../nbs/explore/05_view.ipynb #d9ced659
+# %% ../../nbs/explore/05_view.ipynb #ebaa1a81
 import base64
 import contextlib
 import io
@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import CheckpointError, DataError, SettingError
+from . import levels, relevancy  # noqa: F401 (what else an `Exploration` can show)
 from .maps import MERGES
 from .state import WAYS, Choice, Exploration
 
@@ -35,7 +36,7 @@ try:
 except ImportError as error:
     raise SettingError(f"the explorer is a widget and needs anywidget ({error}). Install it with `pip install 'hglmm[explore]'`. Without it, hglmm.explore.state does the same from code.") from error
 
-# %% ../../nbs/explore/05_view.ipynb #bf50ed0b
+# %% ../../nbs/explore/05_view.ipynb #99030325
 SHOWN = 1024  # pixels, the longer side of what is shown
 ALL_ROWS = 4 * 2**20  # bytes: up to here the maps of all words go over at once
 STEPS = np.arange(101, dtype=np.float32) / 100  # thresholds of the slider
@@ -64,7 +65,7 @@ def shown(image: Image.Image) -> bytes:
     (image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)).convert("RGB").save(file, "JPEG", quality=92)
     return file.getvalue()
 
-# %% ../../nbs/explore/05_view.ipynb #a562f1c5
+# %% ../../nbs/explore/05_view.ipynb #67363cb9
 def steps(
     likely: np.ndarray,  # float32 (H, W), 0 to 1
 ) -> np.ndarray:  # uint8 (H, W), 0 to 101
@@ -96,7 +97,7 @@ def at_size(found: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # uint8 (h
     rows, columns = (((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size[::-1], found.shape, strict=True))
     return found[rows[:, None], columns]
 
-# %% ../../nbs/explore/05_view.ipynb #c6531a7a
+# %% ../../nbs/explore/05_view.ipynb #da6989ce
 STATIC = Path(__file__).parent / "static" if "__file__" in globals() else Path("../../hglmm/explore/static")
 
 
@@ -131,7 +132,7 @@ class View(Talking):
         if state.answer is not None:
             self.show()
 
-# %% ../../nbs/explore/05_view.ipynb #cec1937b
+# %% ../../nbs/explore/05_view.ipynb #ced849d3
 @patch
 def facts(self: View) -> dict[str, Any]:
     "What there is to choose from, in numbers and words."
@@ -164,7 +165,7 @@ def choose(self: View, **changes: Any) -> None:
     state.choice = choice
     self.choice = asdict(choice)
 
-# %% ../../nbs/explore/05_view.ipynb #9dae7131
+# %% ../../nbs/explore/05_view.ipynb #7a7a517d
 @patch
 def _chosen(self: View, change: Any) -> None:
     "Something was chosen in the page."
@@ -197,7 +198,7 @@ def in_words(error: Exception) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
 
-# %% ../../nbs/explore/05_view.ipynb #e73e0295
+# %% ../../nbs/explore/05_view.ipynb #a843b946
 Answer = tuple[dict[str, Any], list[bytes]]  # what is said, and the bytes beside it
 ANSWERS: dict[str, Callable[..., Answer]] = {}
 SLOW = {"mask", "way", "levels", "export"}  # answered from a thread
@@ -234,7 +235,7 @@ def _answer(self: Talking, message: dict[str, Any], buffers: list[memoryview]) -
         said, found = {"error": in_words(error)}, []
     self.send({"seq": message.get("seq"), **said}, found)
 
-# %% ../../nbs/explore/05_view.ipynb #5b6e13b7
+# %% ../../nbs/explore/05_view.ipynb #fb0171f8
 @answers("open")
 def _open(self: View, message: dict, _: list) -> Answer:
     store = self.state.store
@@ -246,6 +247,7 @@ def _open(self: View, message: dict, _: list) -> Answer:
 def picked(self: View, words: list[int], **changes: Any) -> Exploration:
     "The exploration with other words chosen, for one question; what is chosen stays."
     self.state.check_words(words)
+    vars(self.state).setdefault("_remembered", (self.state.answer, {}))  # what is found for one question is remembered for all
     other = object.__new__(Exploration)
     vars(other).update(vars(self.state), choice=replace(self.state.choice, a=words, **changes))
     return other
@@ -266,7 +268,16 @@ def _mask(self: View, message: dict, _: list) -> Answer:
 
 @answers("way")
 def _way(self: View, message: dict, _: list) -> Answer:
-    return {}, [half(self.picked(message["words"], way=message["way"], merge=message["how"]).map())]
+    with self.state.lock:  # the LMM is asked again
+        return {}, [half(self.picked(message["words"], way=message["way"], merge=message["how"]).map())]
+
+
+@answers("levels")
+def _levels(self: View, message: dict, _: list) -> Answer:
+    with self.state.lock:
+        alike, looking = self.state.similar(message["cell"]), self.state.tower_attention(message["cell"])
+    names = [f"level {k}: alike" for k in range(len(alike))] + [f"layer {k}: attention" for k in range(0 if looking is None else len(looking))]
+    return {"names": names}, [half(alike if looking is None else torch.cat([alike, looking]))]
 
 
 @answers("words")

@@ -23,6 +23,7 @@ from ..geometry import Letterbox
 from .features import Features, Sequence, distinct_pictures, upright
 from .frozen import FrozenLMM, _decode, _seen, _sequence, _words
 from .greedy import speak
+from ..user_text import Turns
 
 # %% ../../nbs/lmm/07_answers.ipynb #fa03ecc0
 LONGEST = 1024  # tokens of an answer, unless somebody says otherwise
@@ -184,10 +185,11 @@ def answer(
     keep: bool = True,
     heard: Callable[[str], Any] | None = None,  # told the text so far after each token
     stop: Callable[[], bool] | None = None,  # asked before each token whether the answer is to end there
+    history: Turns = (),  # turns that came before, about the same picture
 ) -> Answer:
     "What the LMM says about a picture: the one that `each_answer` gives."
     _check_limit(max_new_tokens)
-    return _answers_of(self, [upright(image)], [self.ask_ids(question)], max_new_tokens, keep, heard, stop)[0]
+    return _answers_of(self, [upright(image)], [self.ask_ids(question, history)], max_new_tokens, keep, heard, stop)[0]
 
 
 # %% ../../nbs/lmm/07_answers.ipynb #ee692d97

@@ -34,6 +34,7 @@ from .frozen import FrozenLMM
 from .hub import read_json
 from .tokenizer import load_tokenizer
 from ..recipes import Recipe
+from ..user_text import Turns
 
 # %% ../../nbs/lmm/14_deepseek_vl.ipynb #011369df
 def check_widths(
@@ -206,8 +207,8 @@ class DeepSeekVL(FrozenLMM, family="deepseek_vl"):
     def project_levels(self, seen: tuple[Tensor, ...]) -> Tensor:
         return project_levels(self.model.projector, seen if len(seen) > 1 else seen[0])
 
-    def ask(self, question: str) -> str:
-        return f"{SYSTEM}\n\n{super().ask(question)}"
+    def ask(self, question: str, history: Turns = ()) -> str:
+        return f"{SYSTEM}\n\n{super().ask(question, history)}"
 
 # %% ../../nbs/lmm/14_deepseek_vl.ipynb #6f648f83
 def check_folder(

@@ -28,7 +28,7 @@ from .features import Features, Sequence, distinct_pictures, interleave, upright
 from .hub import find_weights
 from .prefix import Row, blocks, rows_of
 from .taps import AttentionTap, TextTap, phrase_rows
-from ..user_text import turn_ids
+from ..user_text import Turns, turn_ids, turns_of
 
 # %% ../../nbs/lmm/05_frozen.ipynb #da35d465
 FAMILIES: dict[str, type["FrozenLMM"]] = {}  # adapters by the recipe's `family`
@@ -100,19 +100,32 @@ def reach(self: FrozenLMM) -> int:
 def check_length(self: FrozenLMM, length: int) -> None:
     "Raise if a sequence of so many tokens is too long."
     if length > self.reach:
-        raise DataError(f"picture and text are {length} tokens long; {self.recipe.name!r} reads at most {self.reach}. Split the text.")
+        raise DataError(f"picture and text are {length} tokens long; {self.recipe.name!r} reads at most {self.reach}. Split the text, or leave out earlier turns.")
+
+
+# %% ../../nbs/lmm/05_frozen.ipynb #39306490
+@patch
+def ask(
+    self: FrozenLMM,
+    question: str,
+    history: Turns = (),  # turns that came before
+) -> str:
+    "All text before an answer: turns about one picture, which stands in the first of them."
+    first, *rest = [*(asked for asked, _ in history), question]
+    turns = [self.recipe.instruction.format(input=text) for text in (self.recipe.question.format(question=first), *rest)]
+    answered = [f"{turn} {said}{self.tokenizer.eos_token}" for turn, (_, said) in zip(turns, history, strict=False)]
+    return "".join([*answered, turns[-1]])
 
 
 @patch
-def ask(self: FrozenLMM, question: str) -> str:
-    "The whole turn around a free question, picture included."
-    return self.recipe.instruction.format(input=self.recipe.question.format(question=question))
+def ask_ids(self: FrozenLMM, question: str, history: Turns = ()) -> list[int]:
+    "The same in tokens. What is said is text, whatever it holds: a `<image>` in it is no picture."
 
+    def turns(*said: str) -> str:
+        return self.ask(said[-1], [(said[k], said[k + 1]) for k in range(0, len(said) - 1, 2)])
 
-@patch
-def ask_ids(self: FrozenLMM, question: str) -> list[int]:
-    "The same in tokens. What is asked is text, whatever it holds: a `<image>` in it is no picture."
-    return turn_ids(self.tokenizer, self.ask, question, (self.recipe.image_token,))
+    return turn_ids(self.tokenizer, turns, [*(text for turn in turns_of(history) for text in turn), question], (self.recipe.image_token,))
+
 
 # %% ../../nbs/lmm/05_frozen.ipynb #a4977523
 @patch

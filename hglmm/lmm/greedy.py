@@ -80,6 +80,7 @@ def own_past(past: tuple[tuple[Tensor, Tensor], ...], item: int, length: int) ->
     return tuple((keys[item : item + 1, :, :length].clone(), values[item : item + 1, :, :length].clone()) for keys, values in past)
 
 
+# %% ../../nbs/lmm/06_greedy.ipynb #39952808
 @torch.no_grad()
 def speak(
     causal_lm: nn.Module,  # with `.model`, embeddings and a vocabulary head

@@ -27,7 +27,8 @@ def browser():
 @pytest.fixture(scope="module")
 def address(tmp_path_factory, small_world):
     folder = tmp_path_factory.mktemp("lab")
-    shutil.copy(ROOT / "nbs/explore/attention_explorer.ipynb", folder)
+    for name in ("attention_explorer", "grounded_chat"):
+        shutil.copy(ROOT / f"nbs/explore/{name}.ipynb", folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HGLMM_DATA", str(small_world))
         with serve(folder) as address:
@@ -179,6 +180,26 @@ def test_a_box_finds_the_words_that_look_there(lab):
     lab.part("no-place").click()
     lab.settled()
     assert choice(lab, "region") is None
+
+
+def test_other_ways_to_look_and_the_towers_levels(lab):
+    for way in ("rollout", "relevancy"):
+        before = lab.pixels("view-a")
+        lab.part("way").select_option(way)
+        wait(lambda way=way: way in lab.text("scores-a"), "the map", 60)
+        lab.settled()
+        assert choice(lab, "way") == way and lab.pixels("view-a") != before
+        assert shown(lab)["brightest cell"] == pytest.approx(lab.kernel("float(explorer.state.map().max())"), rel=0.06)
+    lab.part("layer").fill("1")  # of attention
+    lab.settled()
+    assert choice(lab, "way") == "attention" and "layer 1" in lab.text("scores-a")
+    lab.part("layer").fill("-1")
+    lab.page.locator(".hg summary").click()
+    drag(lab, (0.3, 0.4), (0.3, 0.4))
+    wait(lambda: lab.page.locator("[data-testid=levels] canvas").count() == lab.kernel("len(explorer.state.features.levels)"), "a picture a level", 30)
+    lab.page.locator(".hg summary").click()
+    lab.part("no-place").click()
+    lab.settled()
 
 
 def test_the_threshold_cuts_the_mask(lab):
@@ -409,3 +430,98 @@ def test_a_saved_page_of_bytes_is_what_it_was(lab):
     shown = lab.kernel("sorted(explorer._repr_mimebundle_()[0])")
     assert shown == ["application/vnd.jupyter.widget-view+json", "image/png", "text/plain"]
     assert Image.open(io.BytesIO(bytes(lab.kernel("list(explorer._repr_mimebundle_()[0]['image/png'])")))).size[0] > 300
+
+
+@pytest.fixture(scope="module")
+def chat(browser, address):
+    lab = Lab(browser, address)
+    lab.open("grounded_chat.ipynb")
+    lab.run_all()
+    lab.part("ask").click()
+    lab.ready("chat")
+    yield lab
+    assert not lab.outside and not lab.errors
+
+
+def turn(lab: Lab, number: int) -> dict:
+    return lab.kernel(f"{{'text': chat.talk.replies[{number}].text, 'spans': chat.talk.replies[{number}].spans}}")
+
+
+def test_what_an_answer_names_is_underlined_and_isolated(chat):
+    first = turn(chat, 0)
+    assert chat.text("said-0") == first["text"] and chat.page.locator("[data-testid^=span-0-]").count() == len(first["spans"]) > 1
+    every = chat.pixels("view-chat")
+    alone = []
+    for k, (start, end) in enumerate(first["spans"][:2]):
+        span = chat.part(f"span-0-{k}")
+        assert span.inner_text() == first["text"][start:end]
+        span.hover()
+        chat.settled("chat")
+        alone.append(chat.pixels("view-chat"))
+        area = 100 * chat.kernel(f"float(chat.talk.replies[0].grounding.masks[{k}].mean())")
+        assert float(chat.text("caption").rsplit(": ", 1)[1].split()[0]) == pytest.approx(area, abs=0.6)
+    assert alone[0] != alone[1] and every not in alone
+    chat.part("turns").hover(position={"x": 2, "y": 2})
+    chat.settled("chat")
+    assert chat.pixels("view-chat") == every
+    chat.part("span-0-1").focus()
+    chat.page.keyboard.press("Enter")  # stays
+    chat.part("prompt").focus()
+    chat.settled("chat")
+    assert chat.pixels("view-chat") == alone[1] and chat.part("span-0-1").get_attribute("aria-pressed") == "true"
+    chat.part("span-0-1").click()
+    chat.page.mouse.move(2, 2)
+    chat.settled("chat")
+    assert chat.pixels("view-chat") == every
+    chat.part("threshold").fill("1")
+    wait(lambda: chat.pixels("view-chat") != every, "the masks at another threshold", 20)
+    chat.part("threshold").fill("50")
+    chat.settled("chat")
+    assert chat.pixels("view-chat") == every
+
+
+def test_any_stretch_that_is_marked_is_grounded(chat):
+    before, text = len(turn(chat, 0)["spans"]), turn(chat, 0)["text"]
+    end = text.index(" ", 8)  # some words at the start, with the mouse
+    at = chat.page.evaluate("""places => { const said = document.querySelector('[data-testid=said-0]'), at = [];
+        for (const place of places) { const walk = document.createTreeWalker(said, NodeFilter.SHOW_TEXT); let n = 0;
+          for (let node; (node = walk.nextNode()); n += node.length) if (place >= n && place < n + node.length) { const one = document.createRange(); one.setStart(node, place - n); one.setEnd(node, place - n + 1); const box = one.getBoundingClientRect(); at.push([box.left + 1, box.top + box.height / 2]); } }
+        return at; }""", [0, end])  # fmt: skip
+    chat.page.mouse.move(*at[0])
+    chat.page.mouse.down()
+    chat.page.mouse.move(*at[1], steps=5)
+    chat.page.mouse.up()
+    wait(lambda: "marked" in chat.text("ground"), "the button to see what is marked", 20)
+    chat.part("ground").click()
+    wait(lambda: len(turn(chat, 0)["spans"]) > before, "the words to be grounded", 60)
+    chat.settled("chat")
+    assert turn(chat, 0)["spans"][-1] == [0, len(text[:end].rstrip())] and chat.text("caption").startswith(text[:end].strip())
+    chat.part("words").fill(text.split()[-2])
+    chat.page.keyboard.press("Enter")
+    wait(lambda: chat.text("caption").startswith(text.split()[-2]), "the typed words to be grounded", 60)
+    chat.part("words").fill("nothing of the kind")
+    chat.part("ground").click()
+    wait(lambda: "does not stand in the answer" in chat.text("fault"), "the error", 20)
+
+
+def test_a_conversation_goes_on_and_begins_anew(chat, tmp_path):
+    chat.part("prompt").fill("What is on the left?")
+    chat.part("brief").check()
+    chat.part("prompt").focus()
+    chat.page.keyboard.press("Enter")
+    wait(lambda: chat.page.locator(".hg-said").count() == 2, "the second answer", 120)
+    chat.settled("chat")
+    assert chat.kernel("len(chat.talk.replies[1].turns)") == 2 and chat.text("said-1") == turn(chat, 1)["text"] and chat.page.locator(".hg-asked").nth(1).inner_text() == "What is on the left?"
+    assert len(turn(chat, 1)["spans"]) == 1 and chat.part("prompt").input_value() == ""
+    wait(lambda: "of answer 2" in chat.text("caption"), "its mask", 20)
+    with chat.page.expect_download() as download:
+        chat.part("export-png").click()
+    download.value.save_as(tmp_path / "talk.png")
+    assert Image.open(tmp_path / "talk.png").size[1] > 300
+    for theme in ("JupyterLab Dark", "JupyterLab Light"):
+        chat.theme(theme)
+        chat.settled("chat")
+        assert chat.page.evaluate(CONTRAST) == []
+    chat.part("fresh").click()
+    wait(lambda: chat.kernel("len(chat.talk.replies)") == 0 and not chat.part("turns").is_visible(), "an empty page", 20)
+    assert sorted(chat.kernel("chat._repr_mimebundle_()[0]")) == ["application/vnd.jupyter.widget-view+json", "text/plain"]

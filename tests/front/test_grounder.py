@@ -217,11 +217,11 @@ def scripted(grounder, monkeypatch, text: str) -> list:
     "Let the LMM say something; what it is asked to ground is listed."
     spans, encode = [], FrozenLMM.encode_answer
 
-    def answer(self, image, question, max_new_tokens=1024, keep=True):
+    def answer(self, image, question, max_new_tokens=1024, keep=True, heard=None, stop=None, history=()):
         tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         said, offsets = offsets_of(self.tokenizer, tokens)
         assert said.strip() == text
-        return Answer(said, tokens, offsets, self.tokenizer(self.ask(question))["input_ids"], image)
+        return Answer(said, tokens, offsets, self.ask_ids(question, history), image)
 
     def encode_answer(self, answer, wanted, tokens=False):
         spans.append([answer.text[a:b] for a, b in wanted])
@@ -300,8 +300,8 @@ def test_a_short_answer_is_grounded_as_a_whole(grounder, scene, monkeypatch):
     reply = grounder.chat(scene.image, "what?")
     assert asked == [["the red mug"]] and reply.spans == [(0, 11)] and shown(reply, monkeypatch) == [("the red mug", 0)]
     scripted(grounder, monkeypatch, TEXT)
-    long = grounder.chat(scene.image, "what?")
-    assert long.grounding is None and long.spans == [] and long.figure() is None and long._repr_png_() is None and repr(long) == TEXT
+    none = grounder.chat(scene.image, "what?", phrases=[])
+    assert none.grounding is None and none.spans == [] and none.figure() is None and none._repr_png_() is None and repr(none) == TEXT
 
 
 def test_the_spaces_around_an_answer(grounder, scene):

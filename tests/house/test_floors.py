@@ -18,7 +18,7 @@ FLOORS = (  # from the ground up; a room may use the floors below it, and what s
     ("look",),
     ("checkpoints", "datasets"),
     ("metrics", "heads", "lmm"),
-    ("inference", "recognition", "grounder", "toy", "runs"),
+    ("inference", "recognition", "grounding", "grounder", "toy", "runs"),
     ("explore",),
     ("cli",),
 )

@@ -223,8 +223,7 @@ class Page {
   look(changes) { this.put("looks", changes); }
   put(trait, changes) {
     this.model.set(trait, { ...this.model.get(trait), ...changes });
-    this.model.save_changes();
-    this.changed();
+    this.model.save_changes();                                  // and the model tells of the change
   }
   fault(error) { this.parts.fault.textContent = error ? `${error.message ?? error}` : ""; }
   async ask(kind, body, buffers) {

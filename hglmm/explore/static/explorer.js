@@ -8,6 +8,12 @@ class View extends Page {
   known() { return Boolean(this.session.tokens); }
   constructor(model, el) { super(model, el, { which: "a", anchor: null, cell: null, corner: null, picked: 0, order: [], shares: null, drawn: {} }); }
 
+  choose(changes) {
+    const words = changes.a ?? changes.b;
+    if (words?.length) this.prefetch(words, changes.merge);     // asked for first: the kernel answers in turn
+    super.choose(changes);
+  }
+
   // -- what there is, made once
   build() {
     const p = this.parts;
@@ -110,7 +116,7 @@ class View extends Page {
     if (this.buttons.length) this.buttons[Math.max(0, first)].tabIndex = 0;
     this.anchor = null; this.cell = null; this.shares = null;
   }
-  prefetch(words) { if (!this.store.rows && this.session.tokens[words[0]]?.row !== null) this.store.merged(words, this.choice.merge).catch(() => {}); }
+  prefetch(words, merge = this.choice.merge) { if (!this.store.rows && this.session.tokens[words[0]]?.row !== null) this.store.merged(words, merge).catch(() => {}); }
   pick(k, event) {
     if (this.session.tokens[k].row === null) return;
     const chosen = this.choice[this.which], sees = n => this.session.tokens[n].row !== null;
@@ -206,14 +212,14 @@ class View extends Page {
     this.levelsOf = key;
     const found = await this.ask("levels", { cell });
     if (!found || this.levelsOf !== key) return;
-    const [{ names, scale }, [bytes]] = found, all = floats(bytes), { side } = this.session, size = side * side;
+    const [{ names }, [bytes]] = found, all = floats(bytes), { side } = this.session, size = side * side;
     p.levelRow.replaceChildren(...names.map((name, k) => {
       const canvas = make("canvas", { className: "hg-level", width: 160, height: Math.round(160 * this.store.bitmap.height / this.store.bitmap.width), aria: { role: "img", label: name } });
       const context = canvas.getContext("2d"), map = all.subarray(k * size, (k + 1) * size).map(v => Math.max(0, v));
       context.drawImage(this.store.bitmap, 0, 0, canvas.width, canvas.height);
       paintHeat(context, this.store, map, { ...this.looks, opacity: 0.8 });
       return make("figure", {}, canvas, make("figcaption", { text: name }));
-    }), make("p", { className: "hg-faint", text: `row ${cell[0]}, column ${cell[1]}; ${scale}` }));
+    }), make("p", { className: "hg-faint", text: `row ${cell[0]}, column ${cell[1]}: how alike the tower finds each cell and this one, level by level (cosine, shown from 0 to 1)` }));
   }
 
   // -- heads
@@ -232,9 +238,13 @@ class View extends Page {
     p.export.hidden = this.page; p.levels.hidden = this.page;
     this.chips();
     for (const which of WHICH) this.root.querySelector(`[data-testid=which-${which}]`).setAttribute("aria-pressed", this.which === which);
-    this.buttons.forEach((button, k) => { button.classList.toggle("hg-a", choice.a.includes(k)); button.classList.toggle("hg-b", choice.b.includes(k)); button.setAttribute("aria-pressed", choice[this.which].includes(k)); });
+    const marks = JSON.stringify([session.number, this.which, choice.a, choice.b]);
+    if (this.marksOf !== marks) {
+      this.marksOf = marks;
+      this.buttons.forEach((button, k) => { button.classList.toggle("hg-a", choice.a.includes(k)); button.classList.toggle("hg-b", choice.b.includes(k)); button.setAttribute("aria-pressed", choice[this.which].includes(k)); });
+    }
     const options = (select, list) => { if (select.dataset.of !== String(list)) { select.dataset.of = String(list); select.replaceChildren(...list.map(([value, text]) => make("option", { value, text }))); } };
-    options(p.way, session.ways); options(p.colours, Object.keys(session.colours).map(name => [name, name])); options(p.by, session.mask_heads.map(name => [name, name]));
+    options(p.way, session.ways.map(([name]) => [name, name])); options(p.colours, Object.keys(session.colours).map(name => [name, name])); options(p.by, session.mask_heads.map(name => [name, name]));
     p.byLabel.hidden = session.mask_heads.length < 2;
     for (const [name, count] of [["layer", session.layers], ["head", session.heads]]) { p[name].control.max = count - 1; p[name].set(choice[name] ?? -1, choice[name] === null ? "mean" : String(choice[name])); }
     p.threshold.set(Math.round(100 * choice.threshold), choice.threshold.toFixed(2)); p.opacity.set(Math.round(100 * looks.opacity), percent(looks.opacity));
@@ -253,17 +263,24 @@ class View extends Page {
     const merged = await Promise.all(shown.map(which => store.merged(choice[which], choice.merge)));
     const other = choice.way === "attention" ? null : await Promise.all(shown.map(which => this.otherWay(choice.way, choice[which])));
     if (turn !== this.turn || this.gone) return;
-    this.drawn = {};
+    const before = this.number === this.session.number ? this.drawn : {};
+    this.drawn = {}; this.number = this.session.number;
     shown.forEach((which, k) => {
-      const maps = store.withoutSinks(merged[k], choice);
-      this.drawn[which] = { maps, map: other ? other[k] : this.mapOf(maps) };
+      const maps = this.cleaned(which, merged[k]);
+      this.drawn[which] = { maps, map: other ? other[k] : this.mapOf(maps), mask: before[which]?.words === String(choice[which]) && before[which]?.by === choice.mask_head ? before[which].mask : undefined, words: String(choice[which]), by: choice.mask_head };
     });
     for (const which of WHICH) this.paintPanel(which);
     this.root.dataset.frame = String(++this.frame);
     this.root.dataset.ready = "1";
-    setTimeout(() => { if (turn === this.turn && !this.gone) { this.score(); this.drawGrid(); } });
+    setTimeout(() => { if (turn === this.turn && !this.gone) this.drawGrid(); });
     for (const which of shown) this.fetchMask(which, turn);
     this.showLevels();
+  }
+  cleaned(which, maps) {                                        // the same object as before if nothing changed, so that others see that
+    const { sinks, dropped } = this.choice, old = this.clean?.[which], key = `${sinks} ${sinks === "drop" ? dropped : ""}`;
+    if (old?.from === maps && old.key === key) return old.maps;
+    this.clean = { ...this.clean, [which]: { from: maps, key, maps: this.store.withoutSinks(maps, this.choice) } };
+    return this.clean[which].maps;
   }
   otherWay(way, words) { return words.length ? this.store.other(way, words, this.choice.merge) : new Float32Array(this.session.side ** 2); }
   mapOf(maps) {
@@ -282,7 +299,7 @@ class View extends Page {
       if (before === mask) return;
       this.paintPanel(which);
       this.root.dataset.frame = String(++this.frame);
-      if (which === "a") { this.score(); this.drawGrid(); }
+      if (which === "a") this.drawGrid();
     } catch (error) { if (turn === this.turn) this.fault(error); }
   }
   said(which) {
@@ -336,23 +353,35 @@ class View extends Page {
     this.order.sort((a, b) => by[b] - by[a] || a - b);
   }
   drawGrid() {
-    const { grid } = this.parts, { layers, heads, side } = this.session, { maps } = this.drawn.a ?? {}, gap = 1, cell = side + gap;
+    const { maps, mask } = this.drawn.a ?? {}, { looks, session: { layers, heads, side } } = this;
     if (!maps) return;
+    const old = this.thumbnails, goal = looks.sort === "fit" && `${this.choice.threshold}`;
+    if (!old || old.maps !== maps || old.mask !== mask || old.goal !== goal || old.colours !== looks.colours || old.sort !== looks.sort) {
+      this.score();
+      this.thumbnails = { maps, mask, goal, colours: looks.colours, sort: looks.sort, canvas: this.drawThumbnails(maps) };
+    }
+    const { grid } = this.parts, { canvas } = this.thumbnails, cell = side + 1;
     this.columns = heads; this.rows = layers;
-    if (grid.width !== heads * cell || grid.height !== layers * cell) { grid.width = heads * cell; grid.height = layers * cell; }
-    const context = grid.getContext("2d"), image = context.createImageData(grid.width, grid.height), colour = colours(this.session, this.looks.colours), size = side * side;
-    const table = range(0, 256).map(k => { const [r, g, b] = colour(k / 255); return (255 << 24) | (b << 16) | (g << 8) | r; }), pixels = new Int32Array(image.data.buffer);
-    this.order.forEach((k, place) => {
-      const map = maps.subarray(k * size, (k + 1) * size), top = biggest(map), x = (place % heads) * cell, y = Math.floor(place / heads) * cell;
-      for (let i = 0; i < size; i++) pixels[(y + Math.floor(i / side)) * grid.width + x + (i % side)] = table[top > 0 ? Math.round(255 * map[i] / top) : 0];
-    });
-    context.putImageData(image, 0, 0);
-    grid.style.width = `${Math.min(640, heads * Math.max(cell, 72))}px`;
+    if (grid.width !== canvas.width || grid.height !== canvas.height) { grid.width = canvas.width; grid.height = canvas.height; grid.style.width = `${Math.min(640, heads * Math.max(cell, 72))}px`; }
+    const context = grid.getContext("2d");
+    context.clearRect(0, 0, grid.width, grid.height);
+    context.drawImage(canvas, 0, 0);
     const { layer, head } = this.choice, frame = (place, colour) => { context.strokeStyle = colour; context.lineWidth = Math.max(1, cell / 16); context.strokeRect((place % heads) * cell, Math.floor(place / heads) * cell, side, side); };
     this.order.forEach((k, place) => { if ((layer !== null || head !== null) && (layer === null || Math.floor(k / heads) === layer) && (head === null || k % heads === head)) frame(place, "#e8590c"); });
     if (document.activeElement === grid) frame(this.picked, "#fff");
     this.tellHead();
     this.root.dataset.grid = String(this.frame);
+  }
+  drawThumbnails(maps) {                                        // each on its own scale
+    const { layers, heads, side } = this.session, cell = side + 1, size = side * side, canvas = new OffscreenCanvas(heads * cell, layers * cell), context = canvas.getContext("2d");
+    const image = context.createImageData(canvas.width, canvas.height), pixels = new Int32Array(image.data.buffer), colour = colours(this.session, this.looks.colours);
+    const table = range(0, 256).map(k => { const [r, g, b] = colour(k / 255); return (255 << 24) | (b << 16) | (g << 8) | r; });
+    this.order.forEach((k, place) => {
+      const map = maps.subarray(k * size, (k + 1) * size), top = biggest(map), x = (place % heads) * cell, y = Math.floor(place / heads) * cell;
+      for (let i = 0; i < size; i++) pixels[(y + Math.floor(i / side)) * canvas.width + x + (i % side)] = table[top > 0 ? Math.round(255 * map[i] / top) : 0];
+    });
+    context.putImageData(image, 0, 0);
+    return canvas;
   }
 }
 

@@ -10,7 +10,7 @@ async function bytes(text) {
 
 const model = {
   get: name => held.traits[name],
-  set: (name, value) => { held.traits[name] = value; },
+  set: (name, value) => { held.traits[name] = value; for (const hear of heard[`change:${name}`] ?? []) hear(); },
   save_changes() {},
   on: (name, hear) => (heard[name] ??= []).push(hear),
   off: (name, hear) => { heard[name] = (heard[name] ?? []).filter(one => one !== hear); },
