@@ -113,21 +113,6 @@ class Reply:
         "First and one past the last character of each grounded phrase in `text`."
         return [] if self.grounding is None else self.grounding.spans
 
-    @property
-    def cut(self) -> bool:
-        "Did the answer come to its limit before it came to its end?"
-        return self.answer.cut
-
-    @property
-    def stopped(self) -> bool:
-        "Was the answer stopped before it came to its end?"
-        return self.answer.stopped
-
-    @property
-    def turns(self) -> list[tuple[str, str]]:
-        "The conversation up to here, (question, answer) each; without this turn if nothing was answered."
-        return [*self.history, (self.question, self.text)] if self.text else list(self.history)
-
     def ground(
         self,
         phrases: str | Iterable[str | tuple[int, int]] | None = None,  # stretches of the answer, see `find_spans`; None: what it names
@@ -152,6 +137,24 @@ class Reply:
 
 
 # %% ../nbs/22_grounder.ipynb #2ef03c9b
+@patch(as_prop=True)
+def cut(self: Reply) -> bool:
+    "Did the answer come to its limit before it came to its end?"
+    return self.answer.cut
+
+
+@patch(as_prop=True)
+def stopped(self: Reply) -> bool:
+    "Was the answer stopped before it came to its end?"
+    return self.answer.stopped
+
+
+@patch(as_prop=True)
+def turns(self: Reply) -> list[tuple[str, str]]:
+    "The conversation up to here, (question, answer) each; without this turn if nothing was answered."
+    return [*self.history, (self.question, self.text)] if self.text else list(self.history)
+
+
 @patch
 def figure(self: Reply) -> pictures.Picture | None:
     "The answer with its phrases coloured, and their masks."
