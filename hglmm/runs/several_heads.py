@@ -6,8 +6,10 @@
 __all__ = ['Pens', 'measure_heads']
 
 # %% ../../nbs/runs/29_several_heads.ipynb #e9fe3297
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,22 @@ def _measure(lmm: FrozenLMM, heads: Mapping[str, nn.Module], threshold: float, s
     return [{name: evaluation.rows_of(sample, likely[k] > threshold) for name, likely in drawn.items()} for k, sample in enumerate(samples)]
 
 
+def _begun(
+    job: Job,  # without a benchmark
+    models: tuple[FrozenLMM, nn.Module],
+    benchmark: Benchmark,
+    folder: Path,  # the head's run folder
+) -> Records:
+    "The records of one head, begun or gone on with as an evaluation does."
+    job = replace(job, benchmarks=[replace(benchmark, folder=str(folder / Path(benchmark.folder).name))])
+    vars(job)["models"] = models  # where the cached property keeps them
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks.write_config(job, folder)
+    records = Records(job.benchmarks[0].folder, 0, settings_of(job, job.benchmarks[0], benchmark.data))
+    tasks.check_samples(records, tasks.whole_of(benchmark.data))
+    return records
+
+# %% ../../nbs/runs/29_several_heads.ipynb #98368c28
 def measure_heads(
     lmm: FrozenLMM,
     heads: Mapping[str, nn.Module],  # by name, in eval mode; the name is that of the head's run folder
@@ -76,7 +94,6 @@ def measure_heads(
     batch_size: int = 8,  # pictures at a time
     threshold: float = inference.THRESHOLD,
     max_failed: float = 0.0,  # share of samples that may fail
-    advance: Callable[[str, int, int], Any] | None = None,  # called with a benchmark's title, its samples in all, samples just done; None: bars
 ) -> dict[str, Path]:  # the run folder of each head
     "Measure every head on every benchmark, or what is left of it."
     spoken = [benchmark.title for benchmark in benchmarks if benchmark.task in tasks.SPOKEN]
@@ -84,34 +101,14 @@ def measure_heads(
         raise SettingError(f"{', '.join(spoken) or 'no head'}: expected heads, and benchmarks of the tasks res and png, whose phrases are given.")
     heads = {name: head.eval().to(lmm.device) for name, head in heads.items()}
     for benchmark in benchmarks:
-        _measure_benchmark(lmm, heads, benchmark, folder, batch_size, threshold, max_failed, advance)
+        data, records = benchmark.data, {}
+        for name, head in heads.items():
+            job = Job(lmm.recipe.name, name, [], device=str(lmm.device), threshold=threshold, batch_size=batch_size)
+            records[name] = _begun(job, (lmm, head), benchmark, folder / name)
+        with contextlib.closing(progress(None, total=len(data), description=benchmark.title)) as bar:
+            evaluation.evaluate(
+                partial(_measure, lmm, heads, threshold), data, Pens(records), batch_size, advance=bar.update, allowed=max(0.5, max_failed), prepare=lmm.prepare
+            )
+        for one in records.values():
+            evaluation.check_failures(Records(one.folder, limit=benchmark.limit or None), len(data), max_failed)
     return {name: folder / name for name in heads}
-
-# %% ../../nbs/runs/29_several_heads.ipynb #98368c28
-def _job(lmm: FrozenLMM, head: nn.Module, name: str, benchmark: Benchmark, folder: Path, batch_size: int, threshold: float) -> Job:
-    "The evaluation of one head, with its models at hand."
-    own = replace(benchmark, folder=str(folder / name / Path(benchmark.folder).name))
-    job = Job(lmm.recipe.name, name, [own], device=str(lmm.device), threshold=threshold, batch_size=batch_size)
-    vars(job)["models"] = (lmm, head)  # where the cached property keeps them
-    return job
-
-
-def _measure_benchmark(
-    lmm: FrozenLMM, heads: dict[str, nn.Module], benchmark: Benchmark, folder: Path, batch_size: int, threshold: float, max_failed: float, advance: Callable | None
-) -> None:
-    data, records = benchmark.data, {}
-    for name, head in heads.items():
-        job = _job(lmm, head, name, benchmark, folder, batch_size, threshold)
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        tasks.write_config(job, folder / name)
-        records[name] = Records(job.benchmarks[0].folder, 0, settings_of(job, job.benchmarks[0], data))
-        tasks.check_samples(records[name], tasks.whole_of(data))
-    bar = progress(None, total=len(data), description=benchmark.title) if advance is None else None
-    tell = bar.update if bar is not None else lambda done: advance(benchmark.title, len(data), done)
-    evaluation.evaluate(
-        lambda samples: _measure(lmm, heads, threshold, samples), data, Pens(records), batch_size, advance=tell, allowed=max(0.5, max_failed), prepare=lmm.prepare
-    )
-    if bar is not None:
-        bar.close()
-    for one in records.values():
-        evaluation.check_failures(Records(one.folder, limit=benchmark.limit or None), len(data), max_failed)
