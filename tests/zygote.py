@@ -101,6 +101,9 @@ def become(words: list[str], environment: dict[str, str], kept: tuple[int, ...])
         os._exit(status)
 
 
+BORN = {name: os.environ.get(name) for name in ("PYTHONPATH", "MALLOC_MMAP_THRESHOLD_")}  # what is read when a process starts
+
+
 def as_many_threads() -> None:
     "torch reads the number of its threads when it is loaded, which was before the fork."
     if (told := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and "torch" in sys.modules:
@@ -116,7 +119,7 @@ def inherit_imports() -> None:
             environment = dict(os.environ if env is None else env)
             words = [word for word in args[1:] if word != "-u"] if isinstance(args, list | tuple) else []
             ours = words and args[0] == sys.executable and words[0] in ("-m", "-c") and preexec_fn is None
-            if ours and not {"PYTHONPATH", "MALLOC_MMAP_THRESHOLD_"} & set(environment):  # what is read when a process starts
+            if ours and all(environment.get(name) == value for name, value in BORN.items()):
                 preexec_fn = partial(become, words, environment, tuple(pass_fds))
             super().__init__(args, *more, env=env, pass_fds=pass_fds, preexec_fn=preexec_fn, **options)
 

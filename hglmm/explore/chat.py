@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Chat']
 
-# %% ../../nbs/explore/10_chat.ipynb #be73b7da
+# %% ../../nbs/explore/10_chat.ipynb #e7e0cf41
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from .view import Answer, Talking, answers, at_size, shown, shown_size, steps, t
 from ..grounder import Grounder
 from ..look.pictures import colors
 
-# %% ../../nbs/explore/10_chat.ipynb #60cca583
+# %% ../../nbs/explore/10_chat.ipynb #65150065
 class Chat(Form):
     "Talk about a picture, and see where what is named is."
 
@@ -46,13 +47,21 @@ class Chat(Form):
 
     def put(self, question: str, **listening: Any) -> str:
         if self.image is not self._talked:  # another picture is another conversation
-            self.talk.begin(self.image)
-            self._talked = self.image
-            self._picture += 1
+            self.begin()
         self.talk.threshold = self.choice["threshold"]
-        reply = self.talk.ask(question, self.choice["brief"], **listening)
+        with warnings.catch_warnings(record=True) as heard:  # nobody sees them in a thread
+            warnings.simplefilter("always")
+            reply = self.talk.ask(question, self.choice["brief"], **listening)
         self.show("")
-        return f"answered{', up to its limit' if reply.cut else ''}"
+        why = f" ({heard[0].message})" if heard and reply.grounding is None and not reply.stopped else ""
+        return f"answered{', up to its limit' if reply.cut else ''}{why}"
+
+    def begin(self) -> None:
+        "A new conversation about the picture there is."
+        self.talk.begin(self.image)
+        self._talked = self.image
+        self._picture += 1
+        self.show()
 
     def show(self, question: str | None = None) -> None:
         "Show the conversation as it is."
@@ -61,7 +70,7 @@ class Chat(Form):
         self._number += 1
         self.session = {**self.session, **self.known(), "turns": turns, "palette": list(colors(12)), "picture": self._picture, "number": self._number, **more}
 
-# %% ../../nbs/explore/10_chat.ipynb #0a8bfac9
+# %% ../../nbs/explore/10_chat.ipynb #5614706a
 @answers("photo")
 def _photo(self: Chat, message: dict, _: list) -> Answer:
     return {}, [shown(self.talk.image)]
@@ -77,8 +86,7 @@ def _masks(self: Chat, message: dict, _: list) -> Answer:
 
 @answers("ground")
 def _ground(self: Chat, message: dict, _: list) -> Answer:
-    if self._asking is not None and self._asking.is_alive():
-        raise SettingError("an answer is on its way. Stop it first, or wait for it.")
+    self.free()
     words = message.get("words")
     if words is not None and not words.strip():
         raise SettingError("Type some words of the answer, or mark them with the mouse.")
@@ -97,8 +105,8 @@ def _gallery(self: Chat, message: dict, _: list) -> Answer:
 
 @answers("fresh")
 def _fresh(self: Chat, message: dict, _: list) -> Answer:
-    self.talk.begin(self.image)
-    self.show()
+    self.free()
+    self.begin()
     return {}, []
 
 

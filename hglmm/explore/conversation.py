@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['Conversation']
 
-# %% ../../nbs/explore/09_conversation.ipynb #3c0eab13
+# %% ../../nbs/explore/09_conversation.ipynb #cbd765a7
 import io
-import threading
 from dataclasses import replace
 from typing import Any
 
@@ -17,11 +16,12 @@ from PIL import Image
 
 from ..datasets.pictures import Picture, as_picture
 from ..errors import SettingError
+from .state import lock_of
 from ..grounder import Grounder, Reply
 from ..inference import THRESHOLD
 from ..phrases import find_spans
 
-# %% ../../nbs/explore/09_conversation.ipynb #2e6bc24f
+# %% ../../nbs/explore/09_conversation.ipynb #205f0f60
 class Conversation:
     "Turns about one picture."
 
@@ -31,7 +31,7 @@ class Conversation:
         image: Picture | None = None,  # see notebook datasets/01_pictures
         max_new_tokens: int = 200,
     ):
-        self.grounder, self.max_new_tokens, self.lock = grounder, max_new_tokens, threading.RLock()  # one at a time asks the LMM
+        self.grounder, self.max_new_tokens, self.lock = grounder, max_new_tokens, lock_of(grounder)
         self.threshold = THRESHOLD  # a pixel above it belongs to a mask
         self.begin(image)
 
@@ -61,7 +61,7 @@ class Conversation:
             raise SettingError(f"turn {turn}: expected a number from 0 to {len(self.replies) - 1}.")
         return self.replies[turn]
 
-# %% ../../nbs/explore/09_conversation.ipynb #4701086a
+# %% ../../nbs/explore/09_conversation.ipynb #df13308e
 @patch
 def ground(
     self: Conversation,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QUESTION', 'KINDS', 'Explorer']
 
-# %% ../../nbs/explore/08_explorer.ipynb #d8c61a08
+# %% ../../nbs/explore/08_explorer.ipynb #00d2c539
 import json
 import tempfile
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from .view import Answer, View, answers
 from ..grounder import Grounder
 from ..heads.base import MaskHead
 
-# %% ../../nbs/explore/08_explorer.ipynb #95795606
+# %% ../../nbs/explore/08_explorer.ipynb #0f348b5a
 QUESTION = "Please give me a description of the image."
 
 
@@ -42,6 +42,7 @@ class Explorer(Form, View):
         mask_heads: dict[str, MaskHead] | None = None,  # more than the grounder's, by name: {"U-Net": head}
         max_new_tokens: int = 200,
     ):
+        self._asked = None  # the picture of the answer
         super().__init__(question, samples, max_new_tokens, state=Exploration(grounder, mask_heads=mask_heads))
         if image is None and samples:
             self.take(0)
@@ -49,10 +50,14 @@ class Explorer(Form, View):
             self.ask(question, image, truth)
 
     def put(self, question: str, **listening: Any) -> str:
+        image = self.image
         answer = self.state.ask(self.image, question, self.truth, self.max_new_tokens, **listening)
         if words := self.first_words():
             self.state.select(words)
+        self._asked = image
         self.show(**self.known())
+        if self.state.phrases_missing:
+            return f"answered, but {self.state.phrases_missing} {len(answer.tokens)} words and signs"
         return f"answered{', up to its limit of' if answer.cut else ':'} {len(answer.tokens)} words and signs"
 
     def first_words(self) -> list[int]:
@@ -62,13 +67,13 @@ class Explorer(Form, View):
         return [k for k, token in enumerate(self.state.tokens) if token.part == "answer" and token.row is not None][:1]
 
     def meant_changed(self) -> bool:
-        if self.state.answer is None or self.state.answer.image is not self.image and self.state.answer.image.tobytes() != self.image.tobytes():
+        if self.state.answer is None or self._asked is not self.image:
             return False
         self.state.truth = self.truth
         self.show(**self.known())
         return True
 
-# %% ../../nbs/explore/08_explorer.ipynb #cd715c66
+# %% ../../nbs/explore/08_explorer.ipynb #10206374
 KINDS = {"png": "image/png", "npz": "application/octet-stream", "json": "application/json", "html": "text/html"}
 
 
@@ -82,8 +87,8 @@ def exported(
         raise unknown("kind of file", what, KINDS)
     if what == "html":
         return page(self).encode()
-    with tempfile.TemporaryDirectory() as folder:
-        self.state.export(folder)
+    with tempfile.TemporaryDirectory() as folder, self.state.lock:
+        self.picked(list(self.state.choice.a)).export(folder)  # as it is now, whatever is clicked meanwhile
         found = (Path(folder) / f"view.{what}").read_bytes()
     return json.dumps({**json.loads(found), "looks": self.looks}, indent=1, ensure_ascii=False).encode() if what == "json" else found
 
@@ -93,13 +98,13 @@ def _export(self: Explorer, message: dict, _: list) -> Answer:
     what = message["what"]
     return {"name": f"view.{what}", "type": KINDS.get(what)}, [self.exported(what)]
 
-# %% ../../nbs/explore/08_explorer.ipynb #df71452f
+# %% ../../nbs/explore/08_explorer.ipynb #9456cdc7
 @patch
 def _repr_mimebundle_(self: Explorer, **options: Any) -> Any:
     "The widget, and the figure for whoever cannot show it."
     found = View._repr_mimebundle_(self, **options)
     data, more = found if isinstance(found, tuple) else (found, {})
-    if self.state.answer is not None:
+    if self.state.answer is not None:  # the LMM may be asked, for a relevancy
         words = " and ".join(filter(None, (self.state.said(which) for which in ("a", "b"))))
         data |= {"image/png": self.state.figure()._repr_png_(), "text/plain": f"What {words or 'nothing'!r} looks at: {self.state.caption()}"}
     return data, more

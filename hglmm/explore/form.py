@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OFTEN', 'Form']
 
-# %% ../../nbs/explore/07_form.ipynb #8c837e2b
+# %% ../../nbs/explore/07_form.ipynb #ad48a2b7
 import io
 import threading
 import time
@@ -21,7 +21,7 @@ from ..datasets.pictures import Picture, as_picture
 from ..errors import SettingError
 from .view import Answer, Talking, answers
 
-# %% ../../nbs/explore/07_form.ipynb #89b4fc61
+# %% ../../nbs/explore/07_form.ipynb #4bbcfd11
 class Form(Talking):
     "A picture and a question. Whoever is made of it says what `put` does with a question."
 
@@ -50,7 +50,12 @@ class Form(Talking):
         "Another phrase of the same sample is meant: is that all there is to do?"
         return False
 
-# %% ../../nbs/explore/07_form.ipynb #cd7b38d1
+    def free(self) -> None:
+        "Raise `SettingError` while an answer is on its way: what is changed meanwhile would be of another turn."
+        if self._asking is not None and self._asking.is_alive():
+            raise SettingError("an answer is on its way. Stop it first, or wait for it.")
+
+# %% ../../nbs/explore/07_form.ipynb #81f000bc
 OFTEN = 0.1  # seconds between two looks at what was said so far
 
 
@@ -63,7 +68,10 @@ def ask(
 ) -> None:
     "Ask, and show the answer."
     if image is not None:
-        self.image, self.truth, self.sample = as_picture(image), truth, {}
+        image = as_picture(image)
+        if truth is not None and np.shape(truth) != (image.height, image.width):
+            raise SettingError(f"truth of shape {np.shape(truth)}: expected {(image.height, image.width)}, a mask of the picture's size.")
+        self.image, self.truth, self.sample = image, truth, {}
     if self.image is None:
         raise SettingError("there is no picture yet. Choose a file or a sample, or give one: `ask(question, image)`.")
     if not question.strip():
@@ -84,7 +92,7 @@ def _said(self: Form, text: str) -> None:
     if (now := time.monotonic()) - self._told > OFTEN:
         self._told, self.status = now, {"state": "asking", "text": text}
 
-# %% ../../nbs/explore/07_form.ipynb #e218a417
+# %% ../../nbs/explore/07_form.ipynb #7d007d13
 @answers("ask")
 def _ask(self: Form, message: dict, _: list) -> Answer:
     self.in_thread(self.ask, message["question"])
@@ -99,8 +107,7 @@ def in_thread(self: Form, work: Any, *arguments: Any) -> None:
         with self.saying():
             work(*arguments)
 
-    if self._asking is not None and self._asking.is_alive():
-        raise SettingError("an answer is on its way. Stop it first.")
+    self.free()
     self._asking = threading.Thread(target=say, daemon=True)
     self._asking.start()
 
@@ -110,9 +117,10 @@ def _stop_asking(self: Form, message: dict, _: list) -> Answer:
     self._stop.set()
     return {}, []
 
-# %% ../../nbs/explore/07_form.ipynb #3ce4b966
+# %% ../../nbs/explore/07_form.ipynb #64b55c53
 @answers("picture")
 def _picture(self: Form, message: dict, buffers: list) -> Answer:
+    self.free()
     self.image, self.truth, self.sample = Image.open(io.BytesIO(buffers[0])).convert("RGB"), None, {}
     self.session = {**{name: value for name, value in self.session.items() if name not in ("sample", "meant", "phrase")}, **self.known()}
     self.status = {"text": f"{message['name']}, {message['width']} x {message['height']} pixels. Ask about it."}
@@ -134,12 +142,15 @@ def take(
     phrases = list(sample.phrases)
     if phrases and not 0 <= phrase < len(phrases):
         raise SettingError(f"sample {number} has {len(phrases)} phrases, not one of number {phrase}.")
-    self.image, self.truth = as_picture(sample.image), np.asarray(sample.masks[phrase], bool) if phrases else None
+    if self.sample.get("sample") != number:  # the same picture goes on being the same one
+        self.image = as_picture(sample.image)
+    self.truth = np.asarray(sample.masks[phrase], bool) if phrases else None
     self.sample = {"sample": number, "meant": phrases, "phrase": phrase}
 
 
 @answers("sample")
 def _sample(self: Form, message: dict, _: list) -> Answer:
+    self.free()
     number, phrase = int(message["number"]), int(message["phrase"])
     same = self.sample.get("sample") == number
     self.take(number, phrase)

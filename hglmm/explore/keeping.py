@@ -112,7 +112,7 @@ def restore(
     if [(one.get("id"), one.get("part")) for one in found["tokens"]] != [(one.id, one.part) for one in self.tokens]:
         raise SettingError(f"{name}: of {found['recipe']!r}, which cuts the same text into other words. Load that one first.")
     choice.check(self.store.layers, self.store.heads)
-    self.check_words([*choice.a, *choice.b])
+    choice.a, choice.b = self.sorted_words(choice.a), self.sorted_words(choice.b)
     self.choice = choice
 
 

@@ -3,17 +3,19 @@
 
 // ---- numbers -------------------------------------------------------------------------------------------------------------------------------------------
 
+const SCALE = 2 ** -15;                                          // maps come multiplied, else heads that hardly look at the picture would be lost in float16
+
 const floats = (() => {                                         // bytes of float16 as float32; a table where the browser has no float16
   let table = null;
   return view => {
     const bytes = view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength);
-    if (globalThis.Float16Array) return Float32Array.from(new Float16Array(bytes));
+    if (globalThis.Float16Array) return Float32Array.from(new Float16Array(bytes), v => v * SCALE);
     table ??= Float32Array.from({ length: 65536 }, (_, n) => {
       const sign = n >> 15 ? -1 : 1, exponent = (n >> 10) & 31, rest = n & 1023;
       if (exponent === 31) return rest ? NaN : sign * Infinity;
       return sign * (exponent ? 2 ** (exponent - 15) * (1 + rest / 1024) : 2 ** -14 * (rest / 1024));
     });
-    return Float32Array.from(new Uint16Array(bytes), n => table[n]);
+    return Float32Array.from(new Uint16Array(bytes), n => table[n] * SCALE);
   };
 })();
 
@@ -48,19 +50,19 @@ const range = (from, to) => Array.from({ length: Math.max(0, to - from) }, (_, k
 const biggest = map => { let top = 0; for (const v of map) if (v > top) top = v; return top; };
 const percent = v => `${(100 * v).toFixed(v < 0.0995 ? 1 : 0)} %`;
 
-// ---- what was asked of the kernel, once for all views of a model ---------------------------------------------------------------------------------------
+// ---- what was asked of the kernel -----------------------------------------------------------------------------------------------------------------------
 
 const TRAITS = ["session", "choice", "looks", "status"], SILENT = 2000, REMEMBERED = 16, stores = new WeakMap();
 
 class Store {
   constructor(model) {
-    Object.assign(this, { model, seq: 0, waiting: new Map(), maps: new Map(), masks: new Map(), heard: new Set(), silent: false, number: -1 });
+    Object.assign(this, { model, me: Math.random().toString(36).slice(2), seq: 0, waiting: new Map(), maps: new Map(), masks: new Map(), heard: new Set(), silent: false, number: -1 });
     model.on("msg:custom", (message, buffers) => this.hear(message, buffers ?? []));
   }
   get session() { return this.model.get("session"); }
   tell() { for (const one of this.heard) one(); }
   ask(kind, body = {}, buffers = []) {
-    const seq = ++this.seq;
+    const seq = `${this.me} ${++this.seq}`;                      // answers go to all pages of a widget
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => { this.silent = true; this.tell(); }, SILENT);
       this.waiting.set(seq, { resolve, reject, timer });
@@ -86,7 +88,7 @@ class Store {
       this.maps.clear(); this.masks.clear();
       Object.assign(this, { bitmap, base: floats(base), rows: rows?.byteLength ? floats(rows) : null, number: said.number });
       this.tell();
-    });
+    }).catch(error => { this.opening = null; throw error; });
   }
   remember(where, key, made) {
     if (where.has(key)) { const value = where.get(key); where.delete(key); where.set(key, value); return value; }
@@ -113,7 +115,7 @@ class Store {
     return this.remember(this.masks, `${by} ${words}`, () => this.ask("mask", { words, by }).then(([said, [steps]]) => ({ ...said, steps: new Uint8Array(steps.buffer, steps.byteOffset, steps.byteLength) })));
   }
   other(way, words, how) {                                      // a map that is made another way: rollout, relevancy
-    return this.remember(this.maps, `${way} ${how} ${words}`, () => this.ask("way", { way, words, how }).then(([, [map]]) => floats(map)));
+    return this.remember(this.maps, `${way} ${how} ${words}`, () => this.ask("way", { way, words, how }).then(([{ peak }, [map]]) => floats(map).map(v => v * peak)));
   }
   withoutSinks(maps, { sinks, dropped }) {
     const { side } = this.session, cells = side * side;
@@ -171,7 +173,9 @@ function heatOf(map, side, colour, top, faded) {                // a canvas of o
 
 function paintHeat(context, store, map, { smooth, opacity, colours: name }) {
   const { box, side } = store.session, { width, height } = context.canvas, [left, top, right, bottom] = box.map(share => share * side);
-  const heat = heatOf(map, side, colours(store.session, name), biggest(map), true);
+  let brightest = 0;                                                // on its own scale, cells of the bars left out
+  for (let i = 0; i < map.length; i++) { const row = Math.floor(i / side), column = i % side; if (row + 1 > top && row < bottom && column + 1 > left && column < right && map[i] > brightest) brightest = map[i]; }
+  const heat = heatOf(map, side, colours(store.session, name), brightest, true);
   context.save();
   context.imageSmoothingEnabled = smooth; context.imageSmoothingQuality = "high"; context.globalAlpha = opacity;
   context.beginPath(); context.rect(0, 0, width, height); context.clip();
@@ -233,12 +237,12 @@ class Page {
 
   buildForm() {
     const p = this.parts;
-    p.file = make("input", { type: "file", accept: "image/*", data: { testid: "file" }, on: { change: event => this.upload(event.target.files[0]) } });
-    p.sample = make("input", { type: "number", min: 0, step: 1, value: 0, data: { testid: "sample" }, on: { change: () => this.sample() } });
+    p.file = make("input", { type: "file", accept: "image/*", data: { testid: "file" }, on: { change: async event => { await this.upload(event.target.files[0]); event.target.value = ""; } } });
+    p.sample = make("input", { type: "number", min: 0, step: 1, value: 0, data: { testid: "sample" }, on: { change: () => this.sample(), keydown: event => { if (event.key === "Enter") this.sample(); } } });
     p.samples = labelled("or sample", p.sample);
-    p.meant = choices("meant", [], phrase => this.ask("sample", { number: +p.sample.value, phrase: +phrase }));
+    p.meant = choices("meant", [], phrase => this.ask("sample", { number: this.session.sample, phrase: +phrase }));
     p.truth = labelled("what is meant", p.meant);
-    p.prompt = make("textarea", { rows: 2, data: { testid: "prompt" }, aria: { label: "question" }, on: { keydown: event => { if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); this.question(); } } } });
+    p.prompt = make("textarea", { rows: 2, data: { testid: "prompt" }, aria: { label: "question" }, on: { keydown: event => { if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); this.question(); } } } });
     p.ask = make("button", { className: "hg-main-button", text: "Ask", data: { testid: "ask" }, on: { click: () => this.question() } });
     p.stop = make("button", { text: "Stop", data: { testid: "stop" }, on: { click: () => this.ask("stop") } });
     return make("div", { className: "hg-form" }, make("div", { className: "hg-row" }, labelled("picture", p.file), p.samples, p.truth), make("div", { className: "hg-row" }, p.prompt, p.ask, p.stop));
@@ -254,19 +258,25 @@ class Page {
       await this.ask("picture", { name: file.name, width: whole.width, height: whole.height }, [bytes]);
     } catch (error) { this.fault(`${file.name}: this browser cannot read it as a picture (${error.message}).`); }
   }
-  sample() { return this.ask("sample", { number: +this.parts.sample.value, phrase: 0 }); }
+  async sample() {
+    const { sample } = this.parts;
+    if (sample.value !== "" && !(await this.ask("sample", { number: +sample.value, phrase: 0 }))) sample.value = this.session.sample ?? "";
+  }
   question() { return this.ask("ask", { question: this.parts.prompt.value }); }
 
   refreshForm() {                                               // false if there is nothing more to show yet
     const p = this.parts, { session } = this, status = this.model.get("status"), known = this.known();
     p.form.hidden = this.page; p.all.hidden = !known;
     p.status.textContent = status.text ?? ""; p.status.dataset.state = status.state ?? "";
-    if (status.error !== this.lastError) { this.lastError = status.error; this.fault(status.error ?? ""); }
+    if (status.errors !== this.errors) { this.errors = status.errors; this.fault(status.error ?? ""); }
     p.silent.textContent = this.store.silent ? `No answer from the kernel for ${SILENT / 1000} s: it is busy with another cell, or was restarted. If it was restarted, run the cell again.` : "";
-    p.ask.disabled = status.state === "asking"; p.stop.disabled = status.state !== "asking";
-    p.samples.hidden = p.truth.hidden = !session.samples; p.sample.max = Math.max(0, (session.samples ?? 0) - 1);
+    const asking = status.state === "asking";
+    for (const one of [p.ask, p.file, p.sample, p.meant, p.fresh]) if (one) one.disabled = asking;
+    p.stop.disabled = !asking;
+    p.samples.hidden = !session.samples; p.truth.hidden = !session.meant?.length || this.name === "chat"; p.sample.max = Math.max(0, (session.samples ?? 0) - 1);
     const meant = session.meant ?? [];
-    if (this.meantOf !== String(meant)) { this.meantOf = String(meant); p.meant.replaceChildren(...meant.map((text, k) => make("option", { value: k, text }))); p.sample.value = session.sample ?? 0; }
+    if (this.meantOf !== String(meant)) { this.meantOf = String(meant); p.meant.replaceChildren(...meant.map((text, k) => make("option", { value: k, text }))); }
+    if (this.sampleOf !== `${session.sample}`) { this.sampleOf = `${session.sample}`; p.sample.value = session.sample ?? ""; }
     p.meant.value = session.phrase ?? 0;
     if (this.questionOf !== session.question) { this.questionOf = session.question; p.prompt.value = session.question ?? ""; }
     if (!known) this.root.dataset.ready = "empty";

@@ -43,7 +43,7 @@ class View extends Page {
     p.layer = numbered("layer"); p.head = numbered("head");
     p.threshold = slider("threshold", [0, 100, 1], value => this.choose({ threshold: value / 100 }));
     p.opacity = slider("opacity", [0, 100, 5], value => this.look({ opacity: value / 100 }));
-    p.dropped = make("input", { type: "number", min: 0, max: 32, data: { testid: "dropped" }, aria: { label: "cells dropped" }, on: { change: event => this.choose({ dropped: +event.target.value }) } });
+    p.dropped = make("input", { type: "number", min: 0, max: 32, data: { testid: "dropped" }, aria: { label: "cells dropped" }, on: { change: event => this.choose({ dropped: Math.min(32, Math.max(0, Math.round(+event.target.value))) }) } });
     p.merge = choices("merge", ["mean", "max", "last"].map(one => [one, one]), merge => this.choose({ merge }));
     p.sinks = choices("sinks", [["keep", "keep"], ["drop", "drop brightest cells"], ["subtract", "less the mean of all words"]], sinks => this.choose({ sinks }));
     p.way = choices("way", [], way => this.choose({ way }));
@@ -140,7 +140,7 @@ class View extends Page {
   drag(canvas, which) {
     const at = event => { const box = canvas.getBoundingClientRect(); return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height].map(v => Math.min(1, Math.max(0, v))); };
     let from = null;
-    canvas.addEventListener("pointerdown", event => { from = at(event); canvas.setPointerCapture(event.pointerId); });
+    canvas.addEventListener("pointerdown", event => { if (event.button) return; from = at(event); canvas.setPointerCapture(event.pointerId); });
     canvas.addEventListener("pointermove", event => {
       const here = at(event);
       this.tellValue(which, here);
@@ -155,22 +155,32 @@ class View extends Page {
     });
     canvas.addEventListener("pointercancel", () => { from = null; this.dragged = null; this.draw(); });
   }
-  between(a, b) { return [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[0], b[0]), Math.max(a[1], b[1])]; }
-  cellAt([x, y]) {                                              // of a place in the picture: row and column
-    const { box: [left, top, right, bottom], side } = this.session, inside = v => Math.min(side - 1, Math.max(0, Math.floor(v * side)));
-    return [inside(top + y * (bottom - top)), inside(left + x * (right - left))];
+  between(a, b) {                                               // never thinner than a hundredth
+    const side = k => { const low = Math.min(a[k], b[k], 0.99); return [low, Math.max(a[k], b[k], low + 0.01)]; };
+    const [[left, right], [top, bottom]] = [side(0), side(1)];
+    return [left, top, right, bottom];
   }
-  boxOf([row, column], [row2, column2]) {                       // of cells, as shares of the picture
-    const { box: [left, top, right, bottom], side } = this.session, x = v => Math.min(1, Math.max(0, (v / side - left) / (right - left))), y = v => Math.min(1, Math.max(0, (v / side - top) / (bottom - top)));
-    return [x(Math.min(column, column2) + 0.05), y(Math.min(row, row2) + 0.05), x(Math.max(column, column2) + 0.95), y(Math.max(row, row2) + 0.95)];
+  inPicture([row, column]) {                                    // the nearest cell that has some of the picture, not only of the bars beside it
+    const { box: [left, top, right, bottom], side } = this.session, clamp = (v, low, high) => Math.min(Math.ceil(high * side - 1e-6) - 1, Math.max(Math.floor(low * side + 1e-6), v));
+    return [clamp(row, top, bottom), clamp(column, left, right)];
+  }
+  cellAt([x, y]) {                                              // of a place in the picture: row and column
+    const { box: [left, top, right, bottom], side } = this.session;
+    return this.inPicture([Math.floor((top + y * (bottom - top)) * side), Math.floor((left + x * (right - left)) * side)]);
+  }
+  boxOf([row, column], [row2, column2]) {                       // what cells show of the picture, as shares of it, a little inside
+    const { box: [left, top, right, bottom], side } = this.session, share = (v, low, high) => Math.min(1, Math.max(0, (v / side - low) / (high - low)));
+    const edges = (one, other, low, high) => { const [from, to] = [share(Math.min(one, other), low, high), share(Math.max(one, other) + 1, low, high)], inset = 0.05 * (to - from) / (Math.abs(one - other) + 1); return [from + inset, to - inset]; };
+    const [[x, x2], [y, y2]] = [edges(column, column2, left, right), edges(row, row2, top, bottom)];
+    return [x, y, x2, y2];
   }
   region(box) { this.choose({ region: box }); }
   cellKeys(event, which) {
-    const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key], { side } = this.session;
+    const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
     if (step) {
       const old = this.cell ?? this.cellAt([0.5, 0.5]);
       this.corner = event.shiftKey ? this.corner ?? old : null;
-      this.cell = old.map((v, k) => Math.min(side - 1, Math.max(0, v + step[k])));
+      this.cell = this.inPicture(old.map((v, k) => v + step[k]));
       const [left, top, right, bottom] = this.boxOf(this.cell, this.cell);
       this.tellValue(which, [(left + right) / 2, (top + bottom) / 2]);
       if (event.shiftKey) this.region(this.boxOf(this.corner, this.cell)); else this.draw();
@@ -192,6 +202,7 @@ class View extends Page {
     if (!region) { this.shares = null; p.places.replaceChildren(); return this.bars(); }
     if (this.page) return p.places.replaceChildren(make("p", { className: "hg-faint", text: "Which words look at a place is known in the notebook, not in this page." }));
     const found = await this.ask("words", { region, layer, head });
+    if (!found) this.placesOf = null;
     if (!found || key !== this.placesOf) return;
     this.shares = found[0].words;
     const { tokens } = this.session, best = this.shares.slice(0, 8);
@@ -211,6 +222,7 @@ class View extends Page {
     if (this.levelsOf === key) return;
     this.levelsOf = key;
     const found = await this.ask("levels", { cell });
+    if (!found) this.levelsOf = null;
     if (!found || this.levelsOf !== key) return;
     const [{ names }, [bytes]] = found, all = floats(bytes), { side } = this.session, size = side * side;
     p.levelRow.replaceChildren(...names.map((name, k) => {
@@ -329,7 +341,7 @@ class View extends Page {
     const where = choice.way !== "attention" ? Object.fromEntries(this.session.ways)[choice.way] : choice.layer === null && choice.head === null ? "all layers and heads" : `layer ${choice.layer ?? "mean"}, head ${choice.head ?? "mean"}`;
     panel.title.textContent = `${which.toUpperCase()}: ${words}`;
     const scores = [`${where}${choice.way === "attention" ? sinks : ""}`, `brightest cell ${biggest(drawn.map).toPrecision(2)}`];
-    if (choice.way === "attention") scores.push(`on the picture ${percent(mass(drawn.map))}`);
+    if (choice.way === "attention") scores.push(`on all cells ${percent(mass(drawn.map))}`);
     if (drawn.mask) scores.push(`mask ${percent(drawn.mask.area[step])} of the picture`);
     if (iou !== undefined) scores.push(`IoU ${iou.toFixed(3)}`);
     panel.scores.textContent = scores.join(" · ");
@@ -355,7 +367,7 @@ class View extends Page {
   drawGrid() {
     const { maps, mask } = this.drawn.a ?? {}, { looks, session: { layers, heads, side } } = this;
     if (!maps) return;
-    const old = this.thumbnails, goal = looks.sort === "fit" && `${this.choice.threshold}`;
+    const old = this.thumbnails, goal = this.session.goal ? "truth" : `${this.choice.threshold}`;
     if (!old || old.maps !== maps || old.mask !== mask || old.goal !== goal || old.colours !== looks.colours || old.sort !== looks.sort) {
       this.score();
       this.thumbnails = { maps, mask, goal, colours: looks.colours, sort: looks.sort, canvas: this.drawThumbnails(maps) };
