@@ -56,6 +56,9 @@ def test_marks_are_words_in_every_turn(kind, where, tmp_path):
         said[where] += f" the {name} tag"
         ids = lmm.ask_ids(said[4], [(said[0], said[1]), (said[2], said[3])])
         assert [i for i in ids if i in special.values() and i not in more] == plain, name
+        words = lmm.tokenizer.decode(ids, clean_up_tokenization_spaces=False).replace(" ", "")
+        if lmm.tokenizer.unk_token_id not in ids:
+            assert all(text.replace(" ", "") in words for text in said), name
 
 
 @pytest.fixture(scope="module", params=["toy_llava", "deepseek_vl", "mistral"])
