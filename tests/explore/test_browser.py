@@ -71,7 +71,7 @@ def test_it_opens_on_a_sample_and_says_what_the_kernel_has(lab):
     assert numbers["IoU"] == pytest.approx(lab.kernel("explorer.state.iou()"), abs=6e-4)
     assert numbers["mask"] == pytest.approx(lab.kernel("100 * float(explorer.state.mask().mean())"), abs=0.6)
     assert numbers["brightest cell"] == pytest.approx(lab.kernel("float(explorer.state.map().max())"), rel=0.06)
-    assert numbers["on the picture"] == pytest.approx(lab.kernel("100 * float(explorer.state.map().sum())"), abs=0.6)
+    assert numbers["on the grid"] == pytest.approx(lab.kernel("100 * float(explorer.state.map().sum())"), abs=0.6)
 
 
 def test_words_are_chosen_by_number(lab):
@@ -525,3 +525,14 @@ def test_a_conversation_goes_on_and_begins_anew(chat, tmp_path):
     chat.part("fresh").click()
     wait(lambda: chat.kernel("len(chat.talk.replies)") == 0 and not chat.part("turns").is_visible(), "an empty page", 20)
     assert sorted(chat.kernel("chat._repr_mimebundle_()[0]")) == ["application/vnd.jupyter.widget-view+json", "text/plain"]
+    chat.part("brief").uncheck()
+    chat.part("sample").fill("2")
+    chat.part("sample").press("Enter")
+    wait(lambda: chat.text("status").startswith("sample 2 of"), "the sample", 20)
+    chat.part("prompt").fill("Please give me a description of the image.")
+    chat.part("ask").click()
+    wait(lambda: chat.text("status").startswith("answered"), "the answer", 120)
+    chat.part("span-0-0").hover()
+    chat.settled("chat")
+    area = 100 * chat.kernel("float(chat.talk.replies[0].grounding.masks[0].mean())")
+    assert float(chat.text("caption").rsplit(": ", 1)[1].split()[0]) == pytest.approx(area, abs=0.6) and chat.part("prompt").input_value() == ""

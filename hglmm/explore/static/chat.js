@@ -26,19 +26,20 @@ class Chat extends Page {
 
   // -- marking and grounding
   mark() {                                                      // a stretch of one answer, by its characters
-    const found = document.getSelection();
-    this.marked = null;
-    if (!found?.rangeCount || found.isCollapsed) return;
+    this.marked = this.stretch(document.getSelection());
+    this.parts.ground.textContent = this.marked ? "Where is what is marked?" : "Where is it?";
+  }
+  stretch(found) {
+    if (!found?.rangeCount || found.isCollapsed) return null;
     const range = found.getRangeAt(0), of = node => (node.nodeType === 1 ? node : node.parentElement)?.closest(".hg-said"), said = of(range.startContainer) ?? of(range.endContainer);
-    if (!said || !this.root.contains(said)) return;
+    if (!said || !this.root.contains(said)) return null;
     const before = range.cloneRange(), inside = range.cloneRange();
     before.selectNodeContents(said);
     if (!said.contains(range.startContainer)) inside.setStart(said, 0);
     if (!said.contains(range.endContainer)) inside.setEnd(said, said.childNodes.length);
     before.setEnd(inside.startContainer, inside.startOffset);
     const start = [...before.toString()].length, end = start + [...inside.toString()].length; // characters, as Python counts them
-    if (end > start) this.marked = { turn: +said.dataset.turn, start, end };
-    this.parts.ground.textContent = this.marked ? "Where is what is marked?" : "Where is it?";
+    return end > start ? { turn: +said.dataset.turn, start, end } : null;
   }
   async groundText() {
     const what = this.marked ?? { turn: this.turn, words: this.parts.words.value }, found = await this.ask("ground", what);
@@ -53,6 +54,7 @@ class Chat extends Page {
     if (!found) return;
     const link = make("a", { href: URL.createObjectURL(new Blob([found[1][0]], { type: "image/png" })), download: "conversation.png" });
     document.body.append(link); link.click(); link.remove();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   }
 
   // -- drawing
@@ -60,7 +62,7 @@ class Chat extends Page {
     if (this.gone) return;
     const p = this.parts, known = this.refreshForm();
     p.brief.checked = Boolean(this.choice.brief);
-    if (!known) return;
+    if (!known) { this.count = 0; this.turn = -1; this.only = this.shown = null; return; }
     const { turns, palette } = this.session;
     if (this.turn < 0 || this.turn >= turns.length || this.count !== turns.length) { this.turn = turns.length - 1; this.only = null; }
     if (turns.length > (this.count ?? 0)) p.prompt.value = "";   // what was asked has been answered
@@ -68,35 +70,39 @@ class Chat extends Page {
     p.threshold.set(Math.round(100 * this.choice.threshold), this.choice.threshold.toFixed(2));
     if (this.drawnOf !== JSON.stringify(turns)) {
       this.drawnOf = JSON.stringify(turns);
-      p.turns.replaceChildren(...turns.flatMap((turn, n) => [make("p", { className: "hg-asked", text: turn.question }), this.answer(turn, n, palette)]));
+      p.turns.replaceChildren(...turns.flatMap((turn, n) => [make("p", { className: "hg-asked", text: turn.question }), ...this.answer(turn, n, palette)]));
       p.turns.scrollTop = p.turns.scrollHeight;
     }
     for (const one of p.turns.querySelectorAll(".hg-span")) one.setAttribute("aria-pressed", +one.dataset.turn === this.turn && +one.dataset.phrase === this.only);
     this.paint().catch(error => this.fault(error));
   }
-  answer({ text, spans }, n, palette) {                         // overlapping phrases: the one that begins first is shown
-    const letters = [...text], parts = [];
+  answer({ text, spans }, n, palette) {                         // of phrases that overlap, the one that begins first is underlined; the others stand below
+    const letters = [...text], parts = [], covered = [];
     let at = 0;
-    for (const [start, end, k] of spans.map(([a, b], k) => [a, b, k]).sort((a, b) => a[0] - b[0] || b[1] - a[1])) {
-      if (start < at) continue;
-      parts.push(letters.slice(at, start).join(""));
-      const show = only => { this.turn = n; this.shown = only; this.paint(); };
-      const one = make("span", { className: "hg-span", tabIndex: 0, text: letters.slice(start, end).join(""), data: { testid: `span-${n}-${k}`, turn: n, phrase: k }, aria: { role: "button" }, on: {
+    const span = (tag, start, end, k) => {
+      const show = only => { this.turn = n; this.shown = only; this.paint().catch(error => this.fault(error)); }, keep = () => { this.turn = n; this.only = this.only === k ? null : k; this.refresh(); };
+      const one = make(tag, { className: "hg-span", tabIndex: 0, text: letters.slice(start, end).join(""), data: { testid: `span-${n}-${k}`, turn: n, phrase: k }, aria: { role: "button" }, on: {
         pointerenter: () => show(k), pointerleave: () => show(null), focus: () => show(k), blur: () => show(null),
-        click: () => { if (document.getSelection()?.isCollapsed !== false) { this.turn = n; this.only = this.only === k ? null : k; this.refresh(); } },
-        keydown: event => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); this.turn = n; this.only = this.only === k ? null : k; this.refresh(); } },
+        click: () => { if (document.getSelection()?.isCollapsed !== false) keep(); }, // the end of a mark is no click
+        keydown: event => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); keep(); } },
       } });
       one.style.setProperty("--colour", palette[k % palette.length]);
-      parts.push(one);
+      return one;
+    };
+    for (const [start, end, k] of spans.map(([a, b], k) => [a, b, k]).sort((a, b) => a[0] - b[0] || b[1] - a[1])) {
+      if (start < at) { covered.push(span("span", start, end, k)); continue; }
+      parts.push(letters.slice(at, start).join(""), span("span", start, end, k));
       at = end;
     }
     parts.push(letters.slice(at).join(""));
     const said = make("p", { className: "hg-said", data: { testid: `said-${n}`, turn: n } });
     said.append(...parts);
-    return said;
+    return covered.length ? [said, make("p", { className: "hg-covered" }, make("span", { className: "hg-faint", text: "also: " }), ...covered)] : [said];
   }
   async paint() {
-    const turn = this.turn, { turns, picture } = this.session, spans = turns[turn].spans, key = `${picture} ${turn} ${spans.length}`, mine = this.painting = (this.painting ?? 0) + 1;
+    const turn = this.turn, { turns, picture } = this.session;
+    if (!turns[turn]) return;
+    const spans = turns[turn].spans, key = `${picture} ${turn} ${spans.length}`, mine = this.painting = (this.painting ?? 0) + 1;
     if (this.pictureOf !== picture) {
       const [, [jpeg]] = await this.store.ask("photo");
       this.bitmap = await createImageBitmap(new Blob([jpeg], { type: "image/jpeg" }));

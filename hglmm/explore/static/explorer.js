@@ -303,16 +303,21 @@ class View extends Page {
   async fetchMask(which, turn) {                                // one at a time; what was wanted last is asked for next
     const words = this.choice[which], by = this.choice.mask_head ?? this.session.mask_heads[0];
     if (!words.length) return;
+    const before = this.masking;
+    let done;
+    this.masking = new Promise(resolve => { done = resolve; });
+    await before;
     try {
+      if (turn !== this.turn || this.gone) return;
       const mask = await this.store.mask(words, by);
       if (turn !== this.turn || this.gone) return;
-      const before = this.drawn[which].mask;
+      const old = this.drawn[which].mask;
       this.drawn[which].mask = mask;
-      if (before === mask) return;
+      if (old === mask) return;
       this.paintPanel(which);
       this.root.dataset.frame = String(++this.frame);
       if (which === "a") this.drawGrid();
-    } catch (error) { if (turn === this.turn) this.fault(error); }
+    } catch (error) { if (turn === this.turn) this.fault(error); } finally { done(); }
   }
   said(which) {
     let text = "", before = null;
@@ -341,7 +346,7 @@ class View extends Page {
     const where = choice.way !== "attention" ? Object.fromEntries(this.session.ways)[choice.way] : choice.layer === null && choice.head === null ? "all layers and heads" : `layer ${choice.layer ?? "mean"}, head ${choice.head ?? "mean"}`;
     panel.title.textContent = `${which.toUpperCase()}: ${words}`;
     const scores = [`${where}${choice.way === "attention" ? sinks : ""}`, `brightest cell ${biggest(drawn.map).toPrecision(2)}`];
-    if (choice.way === "attention") scores.push(`on all cells ${percent(mass(drawn.map))}`);
+    if (choice.way === "attention") scores.push(`on the grid ${percent(mass(drawn.map))}`);
     if (drawn.mask) scores.push(`mask ${percent(drawn.mask.area[step])} of the picture`);
     if (iou !== undefined) scores.push(`IoU ${iou.toFixed(3)}`);
     panel.scores.textContent = scores.join(" · ");
