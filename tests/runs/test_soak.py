@@ -15,11 +15,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow_heads"), pytest.
 
 
 def held() -> dict[str, float]:
-    "What this process holds: memory in MiB, open files, pieces of shared memory of the machine, processes below it."
+    "What this process holds: memory of its own in MiB, open files, pieces of shared memory of the machine, processes below it."
     status = Path("/proc/self/smaps_rollup").read_text()
     below = [place for place in Path("/proc").glob("[0-9]*/stat") if _parent(place) == os.getpid()]
     return {
-        "memory": next(int(line.split()[1]) for line in status.splitlines() if line.startswith("Pss:")) / 1024,
+        "memory": next(int(line.split()[1]) for line in status.splitlines() if line.startswith("Anonymous:")) / 1024,
         "files": len(os.listdir("/proc/self/fd")), "shared": len(os.listdir("/dev/shm")), "processes": len(below),
     }  # fmt: skip
 
