@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Chat']
 
-# %% ../../nbs/explore/10_chat.ipynb #e7e0cf41
+# %% ../../nbs/explore/10_chat.ipynb #701db39d
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ from .view import Answer, Talking, answers, at_size, shown, shown_size, steps, t
 from ..grounder import Grounder
 from ..look.pictures import colors
 
-# %% ../../nbs/explore/10_chat.ipynb #65150065
+# %% ../../nbs/explore/10_chat.ipynb #d4d06cc5
 class Chat(Form):
     "Talk about a picture, and see where what is named is."
 
@@ -53,7 +53,7 @@ class Chat(Form):
             warnings.simplefilter("always")
             reply = self.talk.ask(question, self.choice["brief"], **listening)
         self.show("")
-        why = f" ({heard[0].message})" if heard and reply.grounding is None and not reply.stopped else ""
+        why = f" ({' '.join(str(one.message) for one in heard)})" if heard and reply.grounding is None and not reply.stopped else ""
         return f"answered{', up to its limit' if reply.cut else ''}{why}"
 
     def begin(self) -> None:
@@ -70,7 +70,7 @@ class Chat(Form):
         self._number += 1
         self.session = {**self.session, **self.known(), "turns": turns, "palette": list(colors(12)), "picture": self._picture, "number": self._number, **more}
 
-# %% ../../nbs/explore/10_chat.ipynb #5614706a
+# %% ../../nbs/explore/10_chat.ipynb #68d9eddf
 @answers("photo")
 def _photo(self: Chat, message: dict, _: list) -> Answer:
     return {}, [shown(self.talk.image)]

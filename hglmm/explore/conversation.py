@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Conversation']
 
-# %% ../../nbs/explore/09_conversation.ipynb #cbd765a7
+# %% ../../nbs/explore/09_conversation.ipynb #3a4b15d1
 import io
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ from ..grounder import Grounder, Reply
 from ..inference import THRESHOLD
 from ..phrases import find_spans
 
-# %% ../../nbs/explore/09_conversation.ipynb #205f0f60
+# %% ../../nbs/explore/09_conversation.ipynb #b8f13983
 class Conversation:
     "Turns about one picture."
 
@@ -61,7 +61,7 @@ class Conversation:
             raise SettingError(f"turn {turn}: expected a number from 0 to {len(self.replies) - 1}.")
         return self.replies[turn]
 
-# %% ../../nbs/explore/09_conversation.ipynb #df13308e
+# %% ../../nbs/explore/09_conversation.ipynb #527d4012
 @patch
 def ground(
     self: Conversation,
