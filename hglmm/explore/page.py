@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['POLICY', 'LAYOUT', 'held', 'page']
 
-# %% ../../nbs/explore/06_page.ipynb #7d38a4f4
+# %% ../../nbs/explore/06_page.ipynb #031be652
 import base64
 import html
 import json
@@ -16,7 +16,7 @@ from typing import Any
 from .state import Exploration
 from .view import ALL_ROWS, ANSWERS, View, text_of
 
-# %% ../../nbs/explore/06_page.ipynb #ce646f81
+# %% ../../nbs/explore/06_page.ipynb #827c98f5
 def _key(kind: str, *parts: Any) -> str:
     "A question as `page.js` looks it up."
     return " ".join([kind, *(",".join(map(str, part)) if isinstance(part, list) else str(part) for part in parts if part is not None)])
@@ -26,27 +26,28 @@ def _questions(state: Exploration, choice: dict[str, Any]) -> Iterator[tuple[str
     "What the page will ask."
     yield _key("open"), {"kind": "open"}
     chosen = {tuple(words): words for words in (choice["a"], choice["b"], *(words for _, words in state.phrases)) if words}
-    by = choice["mask_head"] or next(iter(state.mask_heads))
+    by = choice["mask_head"] or next(iter(state.mask_heads), None)
     for words in chosen.values():
         if state.store.rows.nbytes > ALL_ROWS:
             yield _key("maps", choice["merge"], words), {"kind": "maps", "words": words, "how": choice["merge"]}
         if choice["way"] != "attention" and words in (choice["a"], choice["b"]):  # of all phrases it may take minutes
             yield _key("way", choice["way"], choice["merge"], words), {"kind": "way", "way": choice["way"], "words": words, "how": choice["merge"]}
-        yield _key("mask", by, words), {"kind": "mask", "words": words, "by": by}
+        if by is not None:
+            yield _key("mask", by, words), {"kind": "mask", "words": words, "by": by}
 
 
 def held(view: View) -> dict[str, Any]:
     "All the page needs: traits, and answers with their bytes packed."
     choice, looks, session = dict(view.choice), dict(view.looks), dict(view.session)  # as they are now, whatever is clicked meanwhile
     session = {**session, "page": True, "ways": [[name, text] for name, text in view.session["ways"] if name in ("attention", choice["way"])]}
-    session["mask_heads"] = [choice["mask_head"] or session["mask_heads"][0]]
+    session["mask_heads"] = [choice["mask_head"]] if choice["mask_head"] else session["mask_heads"][:1]
     found = {}
     for key, message in _questions(view.state, choice):
         said, buffers = ANSWERS[message["kind"]](view, message, [])
         found[key] = {"said": said, "buffers": [base64.b64encode(zlib.compress(one, 9)).decode() for one in buffers]}
     return {"traits": {"session": session, "choice": choice, "looks": looks, "status": {}}, "answers": found}
 
-# %% ../../nbs/explore/06_page.ipynb #66a29798
+# %% ../../nbs/explore/06_page.ipynb #ff1776ec
 POLICY = "default-src 'none'; script-src 'unsafe-inline' blob:; style-src 'unsafe-inline'; img-src blob: data:"
 LAYOUT = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">

@@ -88,9 +88,10 @@ class Exploration:
         mask_heads: dict[str, MaskHead] | None = None,  # more than the grounder's, by name: {"U-Net": head}
     ):
         self.grounder, self.choice, self.lock = grounder, Choice(), lock_of(grounder)
-        if mask_heads and grounder.head.kind in mask_heads:
-            raise SettingError(f"mask_heads has a head called {grounder.head.kind!r}, as the grounder's own is. Give it another name.")
-        self.mask_heads = {grounder.head.kind: grounder.head, **(mask_heads or {})}
+        own = {} if grounder.head is None else {grounder.head.kind: grounder.head}
+        if both := set(own) & set(mask_heads or {}):
+            raise SettingError(f"mask_heads has a head called {both.pop()!r}, as the grounder's own is. Give it another name.")
+        self.mask_heads = {**own, **(mask_heads or {})}
         self.answer: Answer | None = None
         if image is not None:
             self.ask(image, question, truth, max_new_tokens)
@@ -209,7 +210,9 @@ def mask_head(self: Exploration) -> MaskHead:
     name = self.choice.mask_head
     if name is not None and name not in self.mask_heads:
         raise unknown("mask head", name, self.mask_heads)
-    return self.grounder.head if name is None else self.mask_heads[name]
+    if not self.mask_heads:
+        raise SettingError("there is no mask head: the grounder has none, and none was given.")
+    return next(iter(self.mask_heads.values())) if name is None else self.mask_heads[name]
 
 
 @patch

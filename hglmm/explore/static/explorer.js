@@ -302,7 +302,7 @@ class View extends Page {
   }
   async fetchMask(which, turn) {                                // one at a time; what was wanted last is asked for next
     const words = this.choice[which], by = this.choice.mask_head ?? this.session.mask_heads[0];
-    if (!words.length) return;
+    if (!words.length || !by) return;                           // no head, no mask
     const before = this.masking;
     let done;
     this.masking = new Promise(resolve => { done = resolve; });
