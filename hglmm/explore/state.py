@@ -176,7 +176,7 @@ def sorted_words(self: Exploration, words: Iterable[int]) -> list[int]:
             raise SettingError(f"word {number}, {self.tokens[number].text!r}, stands before the picture and cannot see it. Choose one behind it.")
     return chosen
 
-
+# %% ../../nbs/explore/01_state.ipynb #27dba358
 @patch
 def maps(
     self: Exploration,

@@ -6,7 +6,7 @@
 __all__ = ['SHOWN', 'ALL_ROWS', 'STEPS', 'COLOURS', 'SCALE', 'STATIC', 'Answer', 'ANSWERS', 'SLOW', 'half', 'colours',
            'shown_size', 'shown', 'steps', 'measured', 'at_size', 'text_of', 'Talking', 'View', 'in_words', 'answers']
 
-# %% ../../nbs/explore/05_view.ipynb #609ac533
+# %% ../../nbs/explore/05_view.ipynb #5629453d
 import base64
 import contextlib
 import io
@@ -36,7 +36,7 @@ try:
 except ImportError as error:
     raise SettingError(f"the explorer is a widget and needs anywidget ({error}). Install it with `pip install 'hglmm[explore]'`. Without it, hglmm.explore.state does the same from code.") from error
 
-# %% ../../nbs/explore/05_view.ipynb #577ebda8
+# %% ../../nbs/explore/05_view.ipynb #cbbdf808
 SHOWN = 1024  # pixels, the longer side of what is shown
 ALL_ROWS = 4 * 2**20  # bytes: up to here the maps of all words go over at once
 STEPS = np.arange(101, dtype=np.float32) / 100  # thresholds of the slider
@@ -68,7 +68,7 @@ def shown(image: Image.Image) -> bytes:
     (image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)).convert("RGB").save(file, "JPEG", quality=92)
     return file.getvalue()
 
-# %% ../../nbs/explore/05_view.ipynb #70278d78
+# %% ../../nbs/explore/05_view.ipynb #72eac93d
 def steps(
     likely: np.ndarray,  # float32 (H, W), 0 to 1
 ) -> np.ndarray:  # uint8 (H, W), 0 to 101
@@ -103,7 +103,7 @@ def at_size(found: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # uint8 (h
     rows, columns = (((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size[::-1], found.shape, strict=True))
     return found[rows[:, None], columns]
 
-# %% ../../nbs/explore/05_view.ipynb #2357a70d
+# %% ../../nbs/explore/05_view.ipynb #f8fcd5b4
 STATIC = Path(__file__).parent / "static" if "__file__" in globals() else Path("../../hglmm/explore/static")
 
 
@@ -138,7 +138,7 @@ class View(Talking):
         if state.answer is not None:
             self.show()
 
-# %% ../../nbs/explore/05_view.ipynb #72d07a87
+# %% ../../nbs/explore/05_view.ipynb #dc7b2268
 @patch
 def facts(self: View) -> dict[str, Any]:
     "What there is to choose from, in numbers and words."
@@ -171,7 +171,7 @@ def choose(self: View, **changes: Any) -> None:
     state.choice = choice
     self.choice = {**asdict(choice), "number": self._number}
 
-# %% ../../nbs/explore/05_view.ipynb #a45c8e58
+# %% ../../nbs/explore/05_view.ipynb #f00754fa
 @patch
 def _chosen(self: View, change: Any) -> None:
     "Something was chosen in the page."
@@ -207,7 +207,7 @@ def in_words(error: Exception) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
 
-# %% ../../nbs/explore/05_view.ipynb #8dd734f0
+# %% ../../nbs/explore/05_view.ipynb #9db2c0c1
 Answer = tuple[dict[str, Any], list[bytes]]  # what is said, and the bytes beside it
 ANSWERS: dict[str, Callable[..., Answer]] = {}
 SLOW = {"mask", "way", "levels", "export", "masks", "ground", "gallery"}  # answered from a thread
@@ -244,7 +244,7 @@ def _answer(self: Talking, message: dict[str, Any], buffers: list[memoryview]) -
         said, found = {"error": in_words(error)}, []
     self.send({"seq": message.get("seq"), **said}, found)
 
-# %% ../../nbs/explore/05_view.ipynb #04884490
+# %% ../../nbs/explore/05_view.ipynb #936fbc67
 @answers("open")
 def _open(self: View, message: dict, _: list) -> Answer:
     store = self.state.store
@@ -276,6 +276,7 @@ def _mask(self: View, message: dict, _: list) -> Answer:
     return {**measured(found, other.truth), "width": width, "height": height}, [at_size(found, (width, height)).tobytes()]
 
 
+# %% ../../nbs/explore/05_view.ipynb #28d0a104
 @answers("way")
 def _way(self: View, message: dict, _: list) -> Answer:
     found = self.picked(message["words"], way=message["way"], merge=message["how"]).map()
