@@ -9,7 +9,11 @@ const floats = (() => {                                         // bytes of floa
   let table = null;
   return view => {
     const bytes = view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength);
-    if (globalThis.Float16Array) return Float32Array.from(new Float16Array(bytes), v => v * SCALE);
+    if (globalThis.Float16Array) {
+      const out = new Float32Array(new Float16Array(bytes));
+      for (let i = 0; i < out.length; i++) out[i] *= SCALE;
+      return out;
+    }
     table ??= Float32Array.from({ length: 65536 }, (_, n) => {
       const sign = n >> 15 ? -1 : 1, exponent = (n >> 10) & 31, rest = n & 1023;
       if (exponent === 31) return rest ? NaN : sign * Infinity;
