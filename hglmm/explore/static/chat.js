@@ -51,10 +51,7 @@ class Chat extends Page {
   }
   async save() {
     const found = await this.ask("gallery");
-    if (!found) return;
-    const link = make("a", { href: URL.createObjectURL(new Blob([found[1][0]], { type: "image/png" })), download: "conversation.png" });
-    document.body.append(link); link.click(); link.remove();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    if (found) this.download("conversation.png", "image/png", found[1][0]);
   }
 
   // -- drawing

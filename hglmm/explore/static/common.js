@@ -268,6 +268,12 @@ class Page {
   }
   question() { return this.ask("ask", { question: this.parts.prompt.value }); }
 
+  download(name, type, bytes) {
+    const link = make("a", { href: URL.createObjectURL(new Blob([bytes], { type })), download: name });
+    document.body.append(link); link.click(); link.remove();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  }
+
   refreshForm() {                                               // false if there is nothing more to show yet
     const p = this.parts, { session } = this, status = this.model.get("status"), known = this.known();
     p.form.hidden = this.page; p.all.hidden = !known;

@@ -93,10 +93,7 @@ class View extends Page {
   // -- taking along
   async save(what) {
     const found = await this.ask("export", { what });
-    if (!found) return;
-    const [{ name, type }, [bytes]] = found, link = make("a", { href: URL.createObjectURL(new Blob([bytes], { type })), download: name });
-    document.body.append(link); link.click(); link.remove();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    if (found) this.download(found[0].name, found[0].type, found[1][0]);
   }
 
   // -- words
