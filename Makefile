@@ -24,7 +24,7 @@ test-quick: setup
 	@$(PYTHON) tests/run_all.py --quick
 
 lab: setup
-	@$(BIN)/jupyter lab --notebook-dir=. nbs/explore/attention_explorer.ipynb
+	@$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/nbs/explore/attention_explorer.ipynb
 
 readme: setup
 	@$(PYTHON) tests/run_all.py --write-readme
