@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from fastcore.basics import patch
 
 from ..datasets.core import Sample
 from ..datasets.pictures import Picture, as_picture
 from ..errors import SettingError
 from .conversation import Conversation
 from .form import Form
-from .view import Answer, Talking, answers, at_size, shown, shown_size, steps, text_of
+from .view import Answer, answers, at_size, shown, shown_size, steps, text_of
 from ..grounder import Grounder
 from ..look.pictures import colors
 
@@ -55,6 +54,10 @@ class Chat(Form):
         self.show("")
         why = f" ({' '.join(str(one.message) for one in heard)})" if heard and reply.grounding is None and not reply.stopped else ""
         return f"answered{', up to its limit' if reply.cut else ''}{why}"
+
+    def fallback(self) -> tuple[bytes, str] | None:
+        png = self.talk._repr_png_()
+        return None if png is None else (png, "\n".join(f"{question}\n{reply.text}" for question, reply in zip(self.talk.questions, self.talk.replies, strict=True)))
 
     def begin(self) -> None:
         "A new conversation about the picture there is."
@@ -108,13 +111,3 @@ def _fresh(self: Chat, message: dict, _: list) -> Answer:
     self.free()
     self.begin()
     return {}, []
-
-
-@patch
-def _repr_mimebundle_(self: Chat, **options: Any) -> Any:
-    "The widget, and the conversation as a picture for whoever cannot show it."
-    found = Talking._repr_mimebundle_(self, **options)
-    data, more = found if isinstance(found, tuple) else (found, {})
-    if (png := self.talk._repr_png_()) is not None:
-        data |= {"image/png": png, "text/plain": "\n".join(f"{reply.question}\n{reply.text}" for reply in self.talk.replies)}
-    return data, more

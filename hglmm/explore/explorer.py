@@ -97,14 +97,3 @@ def exported(
 def _export(self: Explorer, message: dict, _: list) -> Answer:
     what = message["what"]
     return {"name": f"view.{what}", "type": KINDS.get(what)}, [self.exported(what)]
-
-# %% ../../nbs/explore/08_explorer.ipynb #9456cdc7
-@patch
-def _repr_mimebundle_(self: Explorer, **options: Any) -> Any:
-    "The widget, and the figure for whoever cannot show it."
-    found = View._repr_mimebundle_(self, **options)
-    data, more = found if isinstance(found, tuple) else (found, {})
-    if self.state.answer is not None:  # the LMM may be asked, for a relevancy
-        words = " and ".join(filter(None, (self.state.said(which) for which in ("a", "b"))))
-        data |= {"image/png": self.state.figure()._repr_png_(), "text/plain": f"What {words or 'nothing'!r} looks at: {self.state.caption()}"}
-    return data, more

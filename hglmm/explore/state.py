@@ -330,7 +330,7 @@ def said(self: Exploration, which: str = "a") -> str:
 
 @patch
 def figure(self: Exploration) -> Any:  # look.pictures.Picture
-    "What the selected words look at, and the masks of them."
+    "What the selected words look at."
     shown = [which for which in ("a", "b") if getattr(self.choice, which)] or ["a"]
     maps = torch.stack([self.map(which) for which in shown])
     titles = [self.said(which) or "nothing is chosen" for which in shown]

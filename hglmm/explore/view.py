@@ -27,7 +27,6 @@ from torch import Tensor
 
 from ..errors import CheckpointError, DataError, SettingError
 from . import levels, relevancy  # noqa: F401 (what else an `Exploration` can show)
-from .maps import MERGES
 from .state import MOST_DROPPED, WAYS, Choice, Exploration
 
 try:
@@ -125,6 +124,17 @@ class Talking(anywidget.AnyWidget):
         super().__init__(**traits)
         self.on_msg(self._heard)
 
+    def fallback(self) -> tuple[bytes, str] | None:
+        "A PNG and some words for where no widget can be shown; None: there is nothing to see yet."
+        return None
+
+    def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        "The widget, and beside it a picture for whoever cannot show it."
+        found = super()._repr_mimebundle_(**options)
+        data, more = found if isinstance(found, tuple) else (found, {})
+        png, words = self.fallback() or (None, None)
+        return data | ({} if png is None else {"image/png": png, "text/plain": words}), more
+
 
 class View(Talking):
     "An `Exploration` to see and to click at. Its choice is `Choice`, as a dict."
@@ -137,6 +147,12 @@ class View(Talking):
         self.observe(self._chosen, "choice")
         if state.answer is not None:
             self.show()
+
+    def fallback(self) -> tuple[bytes, str] | None:
+        if self.state.answer is None:
+            return None
+        words = " and ".join(filter(None, (self.state.said(which) for which in ("a", "b"))))
+        return self.state._repr_png_(), f"What {words or 'nothing'!r} looks at: {self.state.caption()}"
 
 # %% ../../nbs/explore/05_view.ipynb #dc7b2268
 @patch

@@ -76,9 +76,9 @@ class Chat extends Page {
   answer({ text, spans }, n, palette) {                         // of phrases that overlap, the one that begins first is underlined; the others stand below
     const letters = [...text], parts = [], covered = [];
     let at = 0;
-    const span = (tag, start, end, k) => {
+    const span = (start, end, k) => {
       const show = only => { this.turn = n; this.shown = only; this.paint().catch(error => this.fault(error)); }, keep = () => { this.turn = n; this.only = this.only === k ? null : k; this.refresh(); };
-      const one = make(tag, { className: "hg-span", tabIndex: 0, text: letters.slice(start, end).join(""), data: { testid: `span-${n}-${k}`, turn: n, phrase: k }, aria: { role: "button" }, on: {
+      const one = make("span", { className: "hg-span", tabIndex: 0, text: letters.slice(start, end).join(""), data: { testid: `span-${n}-${k}`, turn: n, phrase: k }, aria: { role: "button" }, on: {
         pointerenter: () => show(k), pointerleave: () => show(null), focus: () => show(k), blur: () => show(null),
         click: () => { if (document.getSelection()?.isCollapsed !== false) keep(); }, // the end of a mark is no click
         keydown: event => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); keep(); } },
@@ -87,8 +87,8 @@ class Chat extends Page {
       return one;
     };
     for (const [start, end, k] of spans.map(([a, b], k) => [a, b, k]).sort((a, b) => a[0] - b[0] || b[1] - a[1])) {
-      if (start < at) { covered.push(span("span", start, end, k)); continue; }
-      parts.push(letters.slice(at, start).join(""), span("span", start, end, k));
+      if (start < at) { covered.push(span(start, end, k)); continue; }
+      parts.push(letters.slice(at, start).join(""), span(start, end, k));
       at = end;
     }
     parts.push(letters.slice(at).join(""));

@@ -56,7 +56,7 @@ const percent = v => `${(100 * v).toFixed(v < 0.0995 ? 1 : 0)} %`;
 
 // ---- what was asked of the kernel -----------------------------------------------------------------------------------------------------------------------
 
-const TRAITS = ["session", "choice", "looks", "status"], SILENT = 2000, REMEMBERED = 16, stores = new WeakMap();
+const TRAITS = ["session", "choice", "looks", "status"], SILENT = 2000, REMEMBERED = 16;
 
 class Store {
   constructor(model) {
@@ -131,8 +131,6 @@ class Store {
   }
 }
 
-const storeOf = model => { if (!stores.has(model)) stores.set(model, new Store(model)); return stores.get(model); };
-
 // ---- elements ------------------------------------------------------------------------------------------------------------------------------------------
 
 function make(tag, { text, on = {}, aria = {}, data = {}, ...rest } = {}, ...children) {
@@ -165,11 +163,11 @@ function colours(session, name) {
   return level => { const k = 3 * Math.min(255, Math.max(0, Math.round(255 * level))); return [bytes[k], bytes[k + 1], bytes[k + 2]]; };
 }
 
-function heatOf(map, side, colour, top, faded) {                // a canvas of one pixel a cell
+function heatOf(map, side, colour, top) {                       // a canvas of one pixel a cell, clearer where there is less
   const canvas = new OffscreenCanvas(side, side), context = canvas.getContext("2d"), image = context.createImageData(side, side);
   for (let i = 0; i < map.length; i++) {
     const level = top > 0 ? map[i] / top : 0;
-    image.data.set([...colour(level), faded ? 255 * Math.min(1, 0.25 + 0.75 * level) : 255], 4 * i);
+    image.data.set([...colour(level), 255 * Math.min(1, 0.25 + 0.75 * level)], 4 * i);
   }
   context.putImageData(image, 0, 0);
   return canvas;
@@ -179,7 +177,7 @@ function paintHeat(context, store, map, { smooth, opacity, colours: name }) {
   const { box, side } = store.session, { width, height } = context.canvas, [left, top, right, bottom] = box.map(share => share * side);
   let brightest = 0;                                                // on its own scale, cells of the bars left out
   for (let i = 0; i < map.length; i++) { const row = Math.floor(i / side), column = i % side; if (row + 1 > top && row < bottom && column + 1 > left && column < right && map[i] > brightest) brightest = map[i]; }
-  const heat = heatOf(map, side, colours(store.session, name), brightest, true);
+  const heat = heatOf(map, side, colours(store.session, name), brightest);
   context.save();
   context.imageSmoothingEnabled = smooth; context.imageSmoothingQuality = "high"; context.globalAlpha = opacity;
   context.beginPath(); context.rect(0, 0, width, height); context.clip();
@@ -204,7 +202,7 @@ function paintMask(context, { steps, width, height }, step, fade) { // what is o
 
 class Page {
   constructor(model, el, own) {
-    Object.assign(this, { model, store: storeOf(model), parts: {}, gone: false, frame: 0 }, own);
+    Object.assign(this, { model, store: new Store(model), parts: {}, gone: false, frame: 0 }, own);
     const p = this.parts;
     this.root = make("div", { className: "hg", data: { testid: this.name, ready: "0", frame: "0" } });
     p.form = this.buildForm();
