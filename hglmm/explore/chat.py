@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..datasets.core import Sample
 from ..datasets.pictures import Picture, as_picture
@@ -66,12 +67,14 @@ class Chat(Form):
         self._picture += 1
         self.show()
 
-    def show(self, question: str | None = None) -> None:
-        "Show the conversation as it is."
-        turns = [{"question": question, "text": reply.text, "spans": [list(span) for span in reply.spans]} for question, reply in zip(self.talk.questions, self.talk.replies, strict=True)]
-        more = {} if question is None else {"question": question}
-        self._number += 1
-        self.session = {**self.session, **self.known(), "turns": turns, "palette": list(colors(12)), "picture": self._picture, "number": self._number, **more}
+# %% ../../nbs/explore/10_chat.ipynb #477e7eed
+@patch
+def show(self: Chat, question: str | None = None) -> None:
+    "Show the conversation as it is."
+    turns = [{"question": question, "text": reply.text, "spans": [list(span) for span in reply.spans]} for question, reply in zip(self.talk.questions, self.talk.replies, strict=True)]
+    more = {} if question is None else {"question": question}
+    self._number += 1
+    self.session = {**self.session, **self.known(), "turns": turns, "palette": list(colors(12)), "picture": self._picture, "number": self._number, **more}
 
 # %% ../../nbs/explore/10_chat.ipynb #68d9eddf
 @answers("photo")

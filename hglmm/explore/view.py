@@ -135,7 +135,7 @@ class Talking(anywidget.AnyWidget):
         png, words = self.fallback() or (None, None)
         return data | ({} if png is None else {"image/png": png, "text/plain": words}), more
 
-
+# %% ../../nbs/explore/05_view.ipynb #f78ea42d
 class View(Talking):
     "An `Exploration` to see and to click at. Its choice is `Choice`, as a dict."
 
