@@ -19,12 +19,13 @@ import torch
 from fastcore.basics import patch
 
 from .. import devices, fingerprints, heads, paths, recipes
+from ..checkpoints import states
 from ..devices import be_deterministic, circumstances
 from ..errors import CheckpointError, SettingError
 from ..heads.sam_parts import load_sam, place_of
 from ..lmm import sharding
 from ..lmm.frozen import FrozenLMM
-from . import feature_cache, launch, states
+from . import feature_cache, launch
 from .parameters import Settings
 from .training_data import of_data
 from .training_plan import Run, of_lmm

@@ -25,13 +25,14 @@ from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from .. import devices, paths
+from ..checkpoints import states
 from ..datasets.core import Sample
 from ..errors import DataError, SettingError
 from ..heads import loading
 from ..lmm import sharding
 from ..lmm.features import swap_phrases
 from ..progress import progress
-from . import launch, processes, states, training_plan, validation
+from . import launch, processes, training_plan, validation
 from .parameters import Settings
 from .trackers import Trackers
 from .trainer import Trainer, open_lmm

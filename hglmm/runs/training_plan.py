@@ -21,13 +21,13 @@ from PIL import Image
 from torch import Tensor
 
 from .. import devices, fingerprints, heads, recipes
+from ..checkpoints import states
 from ..datasets.core import Sample
 from ..errors import SettingError, unknown
 from ..heads.base import Drawn
 from ..lmm.frozen import DTYPES, FrozenLMM
 from ..losses import mask_loss
 from ..paths import shipped
-from . import states
 from .parameters import Settings, declared, read_parameters
 from .trackers import KNOWN, check
 

@@ -20,11 +20,12 @@ from small_lmms import quick_lmm
 from torch import Tensor
 
 from hglmm import fingerprints, recipes
+from hglmm.checkpoints import states
 from hglmm.datasets import layout
 from hglmm.datasets.core import Subset
 from hglmm.errors import SettingError
 from hglmm.lmm.frozen import FrozenLMM
-from hglmm.runs import feature_cache, states, training, training_plan
+from hglmm.runs import feature_cache, training, training_plan
 from hglmm.runs.feature_cache import FeatureCache
 from hglmm.runs.feature_files import Room
 

@@ -19,7 +19,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from hglmm.runs import states, training
+from hglmm.checkpoints import states
+from hglmm.runs import training
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow_heads")]
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from hglmm.checkpoints import states
 from hglmm.heads import loading
-from hglmm.runs import states, training
+from hglmm.runs import training
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow_heads")]
 

@@ -14,13 +14,14 @@ import torch
 from small_lmms import quick_lmm
 
 from hglmm import fingerprints, heads, recipes
+from hglmm.checkpoints import states
 from hglmm.datasets import layout
 from hglmm.datasets.core import Subset
 from hglmm.errors import CheckpointError, DataError, SettingError
 from hglmm.heads import loading
 from hglmm.lmm.features import swap_phrases
 from hglmm.lmm.frozen import FrozenLMM
-from hglmm.runs import launch, states, training, training_data, training_plan
+from hglmm.runs import launch, training, training_data, training_plan
 
 
 @pytest.fixture(scope="module")

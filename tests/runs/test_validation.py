@@ -12,13 +12,14 @@ from accelerate import tracking
 from PIL import Image
 
 from hglmm import fingerprints, recipes
+from hglmm.checkpoints import states
 from hglmm.datasets import layout
 from hglmm.datasets.core import Subset
 from hglmm.errors import DataError, SettingError
 from hglmm.heads import loading
 from hglmm.lmm.frozen import FrozenLMM
 from hglmm.paths import shipped
-from hglmm.runs import benchmarks, evaluation, scores, states, tasks, training, training_plan, validation
+from hglmm.runs import benchmarks, evaluation, scores, tasks, training, training_plan, validation
 
 NAMES = ("refcoco", "png")
 

@@ -2,8 +2,12 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -73,8 +77,7 @@ def test_the_run_is_recorded(trained: Path) -> None:
     facts = json.loads((trained / "model/training.json").read_text())
     assert [run["pictures"] for run in facts["runs"]] == [64] and facts["tower_pictures"] == 64 and facts["place_pictures"] == 32 and facts["seed"] == 0
     run = trained / "runs/tiny"
-    assert {"tower.safetensors", "tower.jsonl", "tower_words.safetensors", "checkpoint", "log.jsonl", "scores.json"} <= {path.name for path in run.iterdir()}
-    assert json.loads((run / "checkpoint/training.json").read_text())["runs"][0]["pictures"] == 48  # saved at step 3 of 4
+    assert {"tower.safetensors", "tower.jsonl", "tower_words.safetensors", "language_states", "language.jsonl", "scores.json"} <= {path.name for path in run.iterdir()}
     card = (trained / "model/README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n") and "| plain questions, all (" in card and "{" not in card.split("```")[-1]
 
@@ -88,20 +91,20 @@ def test_measured_again_without_training(trained: Path, papermill) -> None:
     assert status == 0, said
     assert (trained / "model/README.md").read_text() == first
     assert (trained / "model/model.safetensors").read_bytes() == weights
-    assert not (trained / "runs/again/log.jsonl").exists()
+    assert not (trained / "runs/again/language.jsonl").exists()
 
 
 @pytest.mark.slow
 def test_going_on_with_a_saved_model(trained: Path, papermill) -> None:
-    status, said = papermill(trained, resume_from="runs/tiny/checkpoint", name="more", **{**TINY, "pictures": 16, "questions": 2})
+    status, said = papermill(trained, resume_from="model", name="more", **{**TINY, "pictures": 16, "questions": 2})
     assert status == 0, said
     out = trained / "runs/more/toy_llava"
     facts = json.loads((out / "training.json").read_text())
-    assert [(run["pictures"], run["questions"]) for run in facts["runs"]] == [(48, 3), (16, 2)] and facts["tower_pictures"] == 64
-    before, after = (load_file(p / "model.safetensors") for p in (trained / "runs/tiny/checkpoint", out))
+    assert [(run["pictures"], run["questions"]) for run in facts["runs"]] == [(64, 3), (16, 2)] and facts["tower_pictures"] == 64
+    before, after = (load_file(p / "model.safetensors") for p in (trained / "model", out))
     tower = next(k for k in before if k.startswith("vision_tower.blocks"))
     head = "language_model.lm_head.weight"
-    assert torch.equal(before[tower].half(), after[tower]) and not torch.equal(before[head].half(), after[head])
+    assert torch.equal(before[tower], after[tower]) and not torch.equal(before[head], after[head])
     assert not (trained / "runs/more/tower.jsonl").exists()
 
 
@@ -112,3 +115,26 @@ def test_a_folder_that_is_something_else_is_not_replaced(trained: Path, papermil
     status, said = papermill(trained, out="mine", name="tiny", **TINY)
     assert status != 0 and "is no toy_llava, it would be replaced" in said
     assert (trained / "mine/notes.txt").read_text() == "keep me"
+
+
+@pytest.mark.slow
+def test_killed_and_started_again(trained: Path, papermill, tmp_path: Path) -> None:
+    (tmp_path / "settings.ini").touch()
+    words = [text for name, value in {**TINY, "out": "model", "name": "tiny"}.items() for text in ("-p", name, str(value))]
+    command = [sys.executable, "-m", "papermill", str(ROOT / "nbs/runs/pretrain_toy.ipynb"), str(tmp_path / "out.ipynb"), "--cwd", str(tmp_path), *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    run = psutil.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait = time.monotonic() + 120
+    while not (tmp_path / "runs/tiny/tower_words_states/state.pt").exists():
+        assert run.poll() is None and time.monotonic() < wait
+        time.sleep(0.01)
+    victims = [*run.children(recursive=True), run]
+    for process in victims:
+        process.kill()
+    psutil.wait_procs(victims, timeout=20)
+    assert not (tmp_path / "model").exists()
+    status, said = papermill(tmp_path, out="model", name="tiny", **TINY)
+    assert status == 0, said
+    assert (tmp_path / "model/model.safetensors").read_bytes() == (trained / "model/model.safetensors").read_bytes()
+    status, said = papermill(tmp_path, out="model", name="tiny", **{**TINY, "pictures": 80})
+    assert status != 0 and "begun with pictures 64 and not 80" in said

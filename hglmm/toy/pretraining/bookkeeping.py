@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['TOWER_FACTS', 'FACTS', 'RUN_FACTS', 'Plan', 'place', 'is_toy', 'existing_toy', 'check_free', 'read_facts',
-           'facts_after', 'Log']
+           'facts_after', 'Log', 'Stage']
 
 # %% ../../../nbs/toy/pretraining/02_bookkeeping.ipynb #c89feb1c
 import dataclasses
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from tqdm.std import tqdm
 from transformers import LlavaConfig
 
 from ... import devices, paths
-from ...errors import CheckpointError, SettingError
+from ...checkpoints import states
+from ...errors import CheckpointError, SettingError, listed
 from ...lmm.toy_tower import ToyTowerConfig
 from ...look.curves import LiveCurves
 from ...progress import progress
+from .lessons import ahead
 
 # %% ../../../nbs/toy/pretraining/02_bookkeeping.ipynb #2eb0a586
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Plan:
     layers: int
     heads: int
     tokenizer_pictures: int  # pictures whose texts the tokenizer learns its words from
-    save_every: int  # steps between checkpoints
+    save_every: int  # steps between two states to go on from
     seed: int
     device: str
 
@@ -144,15 +146,26 @@ class Log:
         title: str,
         batch_size: int,  # pictures per step
         kinds: Iterable[str],  # of words: what the shares are of
+        pictures: int = 0,  # that were seen before: what the file says of later ones is no longer true
+        seconds: float = 0,  # that they took
     ):
-        self.path, self.batch_size, self.began = path, batch_size, time.monotonic()
+        self.path, self.batch_size, self.began = path, batch_size, time.monotonic() - seconds
         self.curves = LiveCurves(title, scores={kind: (kind, 100.0) for kind in kinds}, measure="right, %")
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if pictures and path.exists() else []
         path.write_text("")
+        for row in rows:
+            if row["pictures"] <= pictures:
+                self._write(row)
 
     @property
     def seconds(self) -> float:
-        "Since it began."
+        "Since it began, pauses not counted."
         return time.monotonic() - self.began
+
+    def _write(self, row: dict[str, float]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self.curves.add(step=row["pictures"] // self.batch_size, **{name: value for name, value in row.items() if name not in ("pictures", "seconds")})
 
     def add(
         self,
@@ -162,8 +175,64 @@ class Log:
         shares: dict[str, float],  # of what is right in the validation, by kind
     ) -> None:
         "One more line."
-        row = {"pictures": pictures, "seconds": round(self.seconds, 1), "loss": loss, **shares}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
         bar.set_postfix_str(", ".join(f"{key} {value:.3f}" for key, value in {"loss": loss, **shares}.items()), refresh=False)
-        self.curves.add(step=pictures // self.batch_size, loss=loss, **shares)
+        self._write({"pictures": pictures, "seconds": round(self.seconds, 1), "loss": loss, **shares})
+
+# %% ../../../nbs/toy/pretraining/02_bookkeeping.ipynb #cdb5c3df
+class Stage:
+    "Steps that go on where a killed run left off."
+
+    def __init__(
+        self,
+        folder: Path,  # of the run
+        name: str,  # of the stage's files in it
+        size: int,  # pictures per step
+        steps: int,
+        asked: dict[str, Any],  # what the weights depend on: a run that asks for something else does not go on from here
+        parts: dict[str, Any],  # what learns, and all else that changes with it: they have a `state_dict`
+    ):
+        self.folder, self.name, self.size, self.steps, self.asked, self.parts = folder / f"{name}_states", name, size, steps, asked, parts
+        self.step, self.seconds, self.losses = 0, 0.0, []
+        found = states.last(self.folder, ("asked", "step", "seconds", "losses", *parts)) if self.folder.exists() else None
+        if found:
+            self._go_on(*found)
+
+    def _go_on(self, state: dict[str, Any], path: Path) -> None:
+        other = [f"{key} {state['asked'].get(key)!r} and not {value!r}" for key, value in self.asked.items() if state["asked"].get(key) != value]
+        if other:
+            raise SettingError(f"{path}: begun with {listed(other)}. Ask for the same to go on with it, delete the folder to begin anew, or choose another `name`.")
+        for key, part in self.parts.items():
+            part.load_state_dict(state[key])
+        self.step, self.seconds, self.losses = (state[key] for key in ("step", "seconds", "losses"))
+
+    def save(self) -> None:
+        "What is needed to go on from here."
+        own = {"asked": self.asked, "step": self.step, "seconds": self.seconds, "losses": self.losses}
+        states.save(self.folder, {**own, **{key: part.state_dict() for key, part in self.parts.items()}})
+
+    def learn(
+        self,
+        batch: Callable[[int], Any],  # number of a step, from 0 -> what it learns from
+        learn_from: Callable[[Any, int], float],  # that and its number -> loss
+        measure: Callable[[], dict[str, float]],  # shares of what is right in the validation, by kind
+        kinds: Iterable[str],  # of words: what the shares are of
+        title: str,
+        every: int,  # steps between two lines of the log
+        save_every: int,  # steps between two states
+        earlier: int = 0,  # pictures seen before the first step
+    ) -> None:
+        "The steps that are left."
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = Log(self.folder.with_name(f"{self.name}.jsonl"), title, self.size, kinds, earlier + self.step * self.size if self.step else 0, self.seconds)
+        begun = self.step
+        bar = progress(ahead(lambda k: batch(begun + k), self.steps - begun), total=self.steps - begun, description=f"{title}, from step {begun}" if begun else title)
+        for one in bar:
+            self.losses.append(learn_from(one, self.step))
+            self.step += 1
+            if self.step % every == 0 or self.step == self.steps:
+                log.add(bar, earlier + self.step * self.size, sum(self.losses) / len(self.losses), measure())
+                self.losses = []
+            self.seconds = log.seconds
+            if self.step % save_every == 0 or self.step == self.steps:
+                self.save()
+        log.curves.draw()
