@@ -100,7 +100,7 @@ def test_going_on_with_a_saved_model(trained: Path, papermill) -> None:
     assert status == 0, said
     out = trained / "runs/more/toy_llava"
     facts = json.loads((out / "training.json").read_text())
-    assert [(run["pictures"], run["questions"]) for run in facts["runs"]] == [(64, 3), (16, 2)] and facts["tower_pictures"] == 64
+    assert [(run["pictures"], run["questions"]) for run in facts["runs"]] == [(64, 10), (16, 2)] and facts["tower_pictures"] == 64
     before, after = (load_file(p / "model.safetensors") for p in (trained / "model", out))
     tower = next(k for k in before if k.startswith("vision_tower.blocks"))
     head = "language_model.lm_head.weight"
