@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORDS_FIRST', 'PLACES_FIRST', 'VALIDATION_FIRST', 'LANGUAGE_FIRST', 'RECIPE', 'LABELS', 'COLUMN', 'WORDS', 'SINGULAR',
-           'Worlds', 'pixels', 'normalise', 'most_groups', 'ahead', 'caption_labels', 'place_labels',
-           'neighbour_labels', 'tower_example', 'tower_batch']
+           'Worlds', 'pixels', 'normalise', 'most_groups', 'ahead', 'caption_labels', 'place_labels', 'tower_example',
+           'tower_batch']
 
 # %% ../../../nbs/toy/pretraining/00_lessons.ipynb #e341a95a
 from collections import deque
@@ -84,7 +84,6 @@ LABELS = {
     "size + name": [f"{size} {thing}" for size in SIZES for thing in THINGS],
     "name + place": [f"{thing} {place}" for thing in THINGS for place in _PLACES],
     "colour + place": [f"{colour} {place}" for colour in COLOURS for place in _PLACES],
-    "name + neighbour": [f"{thing} by {other}" for thing in THINGS for other in (*THINGS, *COLOURS)],
 }
 COLUMN = {label: i for i, label in enumerate(sum(LABELS.values(), []))}
 WORDS = COLUMN["mug left"]  # how many labels come before the places
@@ -101,21 +100,14 @@ def place_labels(expressions: list[str]) -> set[str]:
     "Each word of `red mug on the left` with its place."
     return {f"{word} {text.split()[-1]}" for text in expressions for word in text.split()}
 
-
-def neighbour_labels(expressions: list[str]) -> set[str]:
-    "Each word of `red mug next to the blue car` before *next* with each behind it."
-    sides = [text.partition(" next to the ")[::2] for text in expressions]
-    return {f"{word} by {other}" for one, two in sides for word in one.split() for other in two.split()}
-
 # %% ../../../nbs/toy/pretraining/00_lessons.ipynb #d7aa9167
 def tower_example(world: int, index: int, most: int = 4) -> tuple[np.ndarray, np.ndarray]:  # uint8 (S, S, 3), float32 (labels,)
     "A picture, and which labels hold."
     s = scene(world, index, most)
-    about = [expressions(s, i) for i in range(len(s.things))]
     caption = as_text(narrative(s, np.random.default_rng([world, index]), sizes=1.0))
-    placed, related = ([text for said in about for text in said[kind]] for kind in ("place", "relation"))
+    placed = [text for i in range(len(s.things)) for text in expressions(s, i)["place"]]
     held = np.zeros(len(COLUMN), np.float32)
-    held[[COLUMN[label] for label in caption_labels(caption) | place_labels(placed) | neighbour_labels(related) if label in COLUMN]] = 1
+    held[[COLUMN[label] for label in caption_labels(caption) | place_labels(placed) if label in COLUMN]] = 1
     return pixels(s.image), held
 
 

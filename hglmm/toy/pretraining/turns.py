@@ -77,7 +77,7 @@ class Teacher:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        questions: int = 10,  # plain ones about each picture
+        questions: int = 4,  # plain ones about each picture
     ):
         self.tokenizer, self.questions = tokenizer, questions
         self.prefix = tokenizer(split_turn(BRIEF)[0])["input_ids"]  # all up to the picture: the same for every turn
