@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fastcore.basics import patch
 from tqdm.std import tqdm
 from transformers import LlavaConfig
 
@@ -210,29 +211,31 @@ class Stage:
         own = {"asked": self.asked, "step": self.step, "seconds": self.seconds, "losses": self.losses}
         states.save(self.folder, {**own, **{key: part.state_dict() for key, part in self.parts.items()}})
 
-    def learn(
-        self,
-        batch: Callable[[int], Any],  # number of a step, from 0 -> what it learns from
-        learn_from: Callable[[Any, int], float],  # that and its number -> loss
-        measure: Callable[[], dict[str, float]],  # shares of what is right in the validation, by kind
-        kinds: Iterable[str],  # of words: what the shares are of
-        title: str,
-        every: int,  # steps between two lines of the log
-        save_every: int,  # steps between two states
-        earlier: int = 0,  # pictures seen before the first step
-    ) -> None:
-        "The steps that are left."
-        self.folder.mkdir(parents=True, exist_ok=True)
-        log = Log(self.folder.with_name(f"{self.name}.jsonl"), title, self.size, kinds, earlier + self.step * self.size if self.step else 0, self.seconds)
-        begun = self.step
-        bar = progress(ahead(lambda k: batch(begun + k), self.steps - begun), total=self.steps - begun, description=f"{title}, from step {begun}" if begun else title)
-        for one in bar:
-            self.losses.append(learn_from(one, self.step))
-            self.step += 1
-            if self.step % every == 0 or self.step == self.steps:
-                log.add(bar, earlier + self.step * self.size, sum(self.losses) / len(self.losses), measure())
-                self.losses = []
-            self.seconds = log.seconds
-            if self.step % save_every == 0 or self.step == self.steps:
-                self.save()
-        log.curves.draw()
+# %% ../../../nbs/toy/pretraining/02_bookkeeping.ipynb #9c5a0da7
+@patch
+def learn(
+    self: Stage,
+    batch: Callable[[int], Any],  # number of a step, from 0 -> what it learns from
+    learn_from: Callable[[Any, int], float],  # that and its number -> loss
+    measure: Callable[[], dict[str, float]],  # shares of what is right in the validation, by kind
+    kinds: Iterable[str],  # of words: what the shares are of
+    title: str,
+    every: int,  # steps between two lines of the log
+    save_every: int,  # steps between two states
+    earlier: int = 0,  # pictures seen before the first step
+) -> None:
+    "The steps that are left."
+    self.folder.mkdir(parents=True, exist_ok=True)
+    log = Log(self.folder.with_name(f"{self.name}.jsonl"), title, self.size, kinds, earlier + self.step * self.size if self.step else 0, self.seconds)
+    begun = self.step
+    bar = progress(ahead(lambda k: batch(begun + k), self.steps - begun), total=self.steps - begun, description=f"{title}, from step {begun}" if begun else title)
+    for one in bar:
+        self.losses.append(learn_from(one, self.step))
+        self.step += 1
+        if self.step % every == 0 or self.step == self.steps:
+            log.add(bar, earlier + self.step * self.size, sum(self.losses) / len(self.losses), measure())
+            self.losses = []
+        self.seconds = log.seconds
+        if self.step % save_every == 0 or self.step == self.steps:
+            self.save()
+    log.curves.draw()

@@ -49,7 +49,7 @@ def speak(model: LlavaForConditionalGeneration, teacher: Teacher, probe: dict[st
         projector.linear_1.weight[unit], projector.linear_1.bias[unit] = probe["weight"][COLUMN[label]] / 2, probe["bias"][COLUMN[label]] / 2
         projector.linear_2.weight[:, unit] = 0.15 * sum(words) / embedded.std()
 
-
+# %% ../../../nbs/toy/pretraining/04_language.ipynb #59674703
 def new_model(
     plan: Plan,
     teacher: Teacher,
