@@ -118,6 +118,12 @@ def _absent(kind: Any) -> str:
     return f"{name} is not in transformers 4.39.1: it runs on its authors' code alone. " if name else ""
 
 
+def _check_parts(folder: Path) -> None:
+    "Raise if an LMM lies there in parts, as HPT-Air is published, with an empty config.json."
+    if {"llm", "projector", "visual_encoder"} <= {place.name for place in folder.glob("*")}:
+        raise CheckpointError(f"{folder}: holds an LMM in parts (llm, projector, visual_encoder). {_absent('hpt')}Take the model a recipe was made for: {', '.join(recipes.RECIPES)}.")
+
+
 def recipe_of_lmm(
     folder: Path,  # of an LMM, in the hub's layout
     name: str = "",  # for messages; empty: the folder
@@ -176,6 +182,7 @@ def recognise(
         return named[0], None, None
     if place is None:
         return _on_hub(str(what), revision)
+    _check_parts(place)
     if is_lmm(place):
         return recipe_of_lmm(place), place, None
     return loading.recipe_of(loading.read(place)), None, place

@@ -22,6 +22,7 @@ from .config import picture_settings
 from .features import View, upright
 from .hub import read_json
 from .llava import LLaVA
+from .weights import part_of
 from ..recipes import Recipe
 
 # %% ../../nbs/lmm/12_llava_next.ipynb #527e3b28
@@ -97,12 +98,15 @@ class LLaVANext(LLaVA, family="llava_next"):
     cutouts = True
 
     @classmethod
-    def from_folder(cls, recipe: Recipe, path: str, *placing: Any, **more: Any) -> "LLaVANext":
+    def from_folder(
+        cls, recipe: Recipe, path: str, device: torch.device, dtype: torch.dtype,
+        device_map: "str | dict[str, Any] | None" = None, offload_folder: Path | None = None,
+    ) -> "LLaVANext":  # fmt: skip
         "Load from a folder in the hub's layout."
-        lmm = super().from_folder(recipe, path, *placing, **more)
+        if isinstance(device_map, dict) and device_map.get(part_of("image_newline", device_map)) == "disk":
+            raise SettingError("device_map puts 'image_newline' on the disk, and it is no part of a module that would fetch it. Map it to a device.")
+        lmm = super().from_folder(recipe, path, device, dtype, device_map, offload_folder)
         lmm.processor, lmm.unused = picture_processor(recipe, Path(path), lmm.model.config), []
-        if lmm.model.image_newline.is_meta:
-            raise SettingError("device_map puts 'image_newline' on the disk, and it is no part of any module that would fetch it. Map it to a device.")
         return lmm
 
     def prepare(self, image: Image.Image) -> tuple[Tensor, Letterbox]:
