@@ -106,7 +106,7 @@ def interleave(
     columns = torch.arange(cells, device=text.device) if read is None else read.to(text.device)
     return Sequence(embeddings, columns + first, moved, behind=first + cells)
 
-
+# %% ../../nbs/lmm/02_features.ipynb #098046c9
 def tokens_of_cells(
     view: View,
     cells: int,  # g*g, of the whole picture

@@ -56,11 +56,6 @@ class FrozenLMM(ABC):
         hook = getattr(self.embed_tokens, "_hf_hook", None)  # accelerate's, if the model is spread; the weights may then be elsewhere
         return self.embed_tokens.weight.device if hook is None else torch.device(hook.execution_device)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        "Of its weights."
-        return self.embed_tokens.weight.dtype
-
     @classmethod
     @abstractmethod
     def from_folder(
@@ -87,6 +82,12 @@ class FrozenLMM(ABC):
 def embed_tokens(self: FrozenLMM) -> nn.Module:
     "Token embeddings."
     return self.causal_lm.get_input_embeddings()
+
+
+@patch(as_prop=True)
+def dtype(self: FrozenLMM) -> torch.dtype:
+    "Of its weights."
+    return self.embed_tokens.weight.dtype
 
 
 @patch(as_prop=True)
