@@ -20,6 +20,7 @@ from hglmm.lmm import llava
 from hglmm.lmm.features import Features, swap_phrases
 from hglmm.lmm.frozen import FrozenLMM
 from hglmm.phrases import tokenize_pieces
+from hglmm.runs import speed
 from hglmm.runs.feature_cache import FeatureCache
 
 SIDE, GRID = 56, 4  # of a tile: pixels, cells; maps of transformers' way stay small
@@ -325,6 +326,11 @@ def test_a_recipe_of_another_kind_is_refused_by_name(folders):
         FrozenLMM.load(VICUNA, folders["mistral"], "cpu")
     with pytest.raises(CheckpointError, match="expected vipllava"):
         FrozenLMM.load(VIP, folders["mistral"], "cpu")
+
+
+def test_the_benchmark_of_all_maps_is_for_one_square(lmms):
+    with pytest.raises(SettingError, match="sees tiles too. Choose another recipe"):
+        speed.encode_by_all_maps(lmms["mistral"], sample_of((160, 120)))
 
 
 def test_pixels_without_their_letterbox(lmms):
