@@ -82,6 +82,7 @@ class UNetHead(MaskHead):
     ):
         super().__init__()
         self.recipe = recipe = get(recipe)
+        self.needs_tiles = recipe.tiles
         widths = [recipe.sizes.width * 2**k for k in range(DEPTH + 1)]
         self.encoder = nn.ModuleList(Block(*pair) for pair in zip([recipe.map_channels, *widths], widths, strict=False))
         self.decoder = nn.ModuleList(Up(width) for width in widths[:-1])

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from transformers import AutoConfig, LlamaConfig, LlavaNextImageProcessor, Mistr
 from hglmm import heads, inference, recipes
 from hglmm.datasets.core import Sample
 from hglmm.errors import CheckpointError, DataError, HGLMMError, SettingError
+from hglmm.explore.state import Exploration
 from hglmm.lmm import llava
 from hglmm.lmm.features import Features, swap_phrases
 from hglmm.lmm.frozen import FrozenLMM
@@ -290,6 +292,19 @@ def test_the_unet_reads_both_grids(lmms):
     found.attention = torch.zeros(2, 12, 6, 8)
     with pytest.raises(HGLMMError, match="HG heads use the base grid"):
         heads.build(MISTRAL)([found])
+
+
+@pytest.mark.parametrize("kind", ["unet", "hg"])
+def test_the_explorer_draws_masks_of_words(lmms, kind):
+    "And keeps the maps over tiles only for a head that reads them."
+    torch.manual_seed(0)
+    lmm, head = lmms["mistral"], heads.build(recipes.replace(MISTRAL, head=kind)).eval()
+    one = Exploration(SimpleNamespace(lmm=lmm, head=head), picture((160, 120)), "What is there?", max_new_tokens=5)
+    answer = lmm.answer(one.image, "What is there?", max_new_tokens=5)
+    one.select(list(one.rows)[-len(answer.tokens) :])
+    expected = inference.probabilities(head, [lmm.encode_answer(answer, [(0, len(answer.text))])])[0][0]
+    assert (one.features.tiles is not None) == head.needs_tiles == (kind == "unet")
+    assert one.probabilities().shape == (120, 160) and np.abs(one.probabilities() - expected).max() < 0.05  # maps are kept in half precision
 
 
 # What is refused
