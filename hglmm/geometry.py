@@ -48,6 +48,16 @@ class Letterbox:
         after = [size - side - first for side, first in zip(resized, before, strict=True)]
         return cls((width, height), resized, (*before, *after), size)
 
+    @classmethod
+    def fill(
+        cls,
+        width: int,  # of the picture
+        height: int,
+        size: int,  # side S of the square
+    ) -> "Letterbox":
+        "That of a picture which is stretched to the whole square, whatever its sides."
+        return cls((width, height), (size, size), (0, 0, 0, 0), size)
+
 # %% ../nbs/06_geometry.ipynb #2b64be58
 @patch
 def apply(

@@ -41,13 +41,13 @@ class Grounding:
     image: Image.Image
     phrases: list[str]
     probabilities: np.ndarray  # float32 (n, H, W)
-    features: Features  # what the frozen LMM said of the phrases: attention maps and hidden states; levels and pixels are dropped (empty)
+    features: Features  # what the frozen LMM said of the phrases: attention maps and hidden states; levels, pixels and tiles are dropped (empty, None)
     threshold: float = THRESHOLD  # a pixel above it belongs to the mask
     spans: list[tuple[int, int]] | None = None  # first and one past the last character of each phrase in `Reply.text`; None: they stand in no text
 
     def __post_init__(self):
         seen = {name: getattr(self.features, name).new_empty(0) for name in ("levels", "pixels")}
-        self.features = dataclasses.replace(self.features, **seen, tokens=None)
+        self.features = dataclasses.replace(self.features, **seen, tokens=None, tiles=None)
 
     @property
     def masks(self) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_lmms import tiny_deepseek
+from small_lmms import small_lmm, tiny_deepseek
 
 from hglmm import recipes
 from hglmm.datasets import layout
@@ -113,7 +113,7 @@ def said_about(draw: np.random.Generator, phrases: int, pictures: int = 1) -> li
 def same_features(lmm: FrozenLMM, plain: FrozenLMM, samples: list[Sample]) -> bool:
     "Does an LMM read the same as another one, to the bit?"
     ours, theirs = lmm.encode(samples), plain.encode(samples)
-    return all(torch.equal(getattr(a, name), getattr(b, name)) for a, b in zip(ours, theirs, strict=True) for name in ("attention", "text", "levels", "pixels"))
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for a, b in zip(ours, theirs, strict=True) for name in ("attention", "text", "levels", "pixels")) and all(a.tiles is None if b.tiles is None else torch.equal(a.tiles, b.tiles) for a, b in zip(ours, theirs, strict=True))
 
 
 def reads_alike(lmm: FrozenLMM, plain: FrozenLMM) -> dict[str, bool]:
@@ -180,6 +180,8 @@ def shared(world: str, folder: str) -> None:
     own.mkdir()
     plain = tiny_deepseek(own, pytest.MonkeyPatch(), hybrid=True)
     found["hybrid"] = reads_alike(sharding.load(plain.recipe, own / "lmm"), plain)
+    plain = small_lmm("llava_next", own, pytest.MonkeyPatch())
+    found["llava_next"] = reads_alike(sharding.load(plain.recipe, own / "llava_next"), plain)
 
     settings = training_plan.asked({**training_plan.read_words([*map(str, words)]), "name": "whole"})
     data = training.open_data(world, settings.benchmarks)

@@ -18,6 +18,7 @@ from transformers import (
     MistralConfig,
     PretrainedConfig,
     Qwen2Config,
+    VipLlavaConfig,
 )
 
 from hglmm import recipes
@@ -86,14 +87,17 @@ def shake(model: torch.nn.Module, seed: int = 0) -> None:
         p.data = noise / p[0].numel() ** 0.5 if p.dim() > 1 else 1 + 0.1 * noise if "norm" in name and name.endswith("weight") else 0.1 * noise
 
 
-def llava_folder(folder: Path, text: PretrainedConfig, kind: str = "llava", tower_layers: int = 24) -> Path:
-    "A LLaVA with CLIP's tower at 336 pixels in the layout of `llava-hf`, narrow and with random weights."
+LLAVAS = {"llava": LlavaConfig, "llava_next": LlavaNextConfig, "vipllava": VipLlavaConfig}  # by `model_type`
+
+
+def llava_folder(folder: Path, text: PretrainedConfig, kind: str = "llava", tower_layers: int = 24, side: int = 336) -> Path:
+    "A LLaVA with CLIP's tower, at 336 pixels if not said otherwise, in the layout of `llava-hf`, narrow and with random weights."
     folder.mkdir()
     tokenizer = metaspace(folder)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"], "pad_token": "<pad>"})
     text.vocab_size = 64 * (len(tokenizer) // 64 + 1)
     tower = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=tower_layers, num_attention_heads=2, image_size=336, patch_size=14, projection_dim=24,
+        hidden_size=16, intermediate_size=32, num_hidden_layers=tower_layers, num_attention_heads=2, image_size=side, patch_size=14, projection_dim=24,
     )  # fmt: skip
     image_token = tokenizer.convert_tokens_to_ids("<image>")
     fields = dict(
@@ -101,13 +105,14 @@ def llava_folder(folder: Path, text: PretrainedConfig, kind: str = "llava", towe
         vision_feature_layer=-2, vision_feature_select_strategy="default",
     )  # fmt: skip
     if kind == "llava_next":
-        fields |= dict(image_grid_pinpoints=[[336, 672], [672, 336], [672, 672]], use_image_newline_parameter=True)
-    config = (LlavaConfig if kind == "llava" else LlavaNextConfig)(vision_config=tower.to_dict(), text_config=text.to_dict(), **fields)
+        shapes = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))  # as published, times the side
+        fields |= dict(image_grid_pinpoints=[[side * rows, side * columns] for rows, columns in shapes], use_image_newline_parameter=True)
+    config = LLAVAS[kind](vision_config=tower.to_dict(), text_config=text.to_dict(), **fields)
     model = llava.MODELS[kind](config)
     shake(model)
     model.save_pretrained(folder, max_shard_size="100KB")
     tokenizer.save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(folder)
     return folder
 
 
@@ -153,7 +158,7 @@ def quick_lmm(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: str) -> 
     return FrozenLMM.load(recipe, folder / "lmm", device="cpu")
 
 
-FAMILIES = ("toy_llava", "deepseek_vl", "mistral", "qwen2")
+FAMILIES = ("toy_llava", "deepseek_vl", "mistral", "qwen2", "llava_next")
 
 
 def small_lmm(kind: str, folder: Path, patch: pytest.MonkeyPatch) -> FrozenLMM:
@@ -162,6 +167,9 @@ def small_lmm(kind: str, folder: Path, patch: pytest.MonkeyPatch) -> FrozenLMM:
         return FrozenLMM.load("toy_llava", device="cpu")
     if kind == "deepseek_vl":
         return tiny_deepseek(folder, patch)
+    if kind == "llava_next":
+        text = MistralConfig(**TEXT_SIZES, num_key_value_heads=2)
+        return FrozenLMM.load(recipes.replace("llava_1_6_mistral_7b", **RECIPE_SIZES, grid=4, image_size=56), llava_folder(folder / kind, text, kind, side=56), "cpu")
     text = {"mistral": MistralConfig, "qwen2": Qwen2Config}[kind](**TEXT_SIZES, num_key_value_heads=2)
     recipe = recipes.replace("llava_1_5_7b", **RECIPE_SIZES, text_type=kind)
     return FrozenLMM.load(recipe, llava_folder(folder / kind, text, tower_layers=24), "cpu")

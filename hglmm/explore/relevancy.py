@@ -64,7 +64,7 @@ def remembered_bytes(self: Exploration) -> int:
 @torch.no_grad()
 def _turn(self: Exploration) -> Tensor:
     lmm, prompt = self.grounder.lmm, torch.tensor(self.answer.prompt_ids)
-    seen = lmm.see(self.features.pixels[None].to(lmm.device, lmm.dtype))[0][0].to(lmm.device)
+    seen = lmm.look([lmm.prepare(self.answer.image)])[0].embeddings
     words = lmm.embed_tokens(torch.tensor([0 if one == lmm.image_token else one for one in self.answer.prompt_ids] + self.answer.tokens, device=lmm.device)).to(lmm.device)
     before = interleave(words[: len(prompt)], seen, (prompt == lmm.image_token).to(lmm.device), [])
     return torch.cat([before.embeddings, words[len(prompt) :]])
@@ -81,7 +81,7 @@ def positions(
     self: Exploration,
     words: list[int],  # numbers of tokens
 ) -> list[int]:  # in `turn`
-    "Where words stand. The picture's cells stand right before the first that sees it."
+    "Where words stand. The picture stands right before the first that sees it."
     first = len(self.turn()) - len(self.rows)
     return [first + self.rows[number] for number in words]
 
@@ -100,6 +100,7 @@ def rolled_out(
     decoder: nn.Module,
     embeddings: Tensor,  # (T, d)
     cells: slice,  # positions of the picture's cells
+    behind: int,  # position of the first token behind the picture
 ) -> Tensor:  # float32 (L, t, cells): of the tokens behind the picture, up to each layer
     "How much of each cell has come to each word, by rollout. Beside what is given, one layer's mean attention (T, T) and (T, cells) are held in float32."
     found, flow = [], torch.zeros(len(embeddings), cells.stop - cells.start, device=embeddings.device)
@@ -107,7 +108,7 @@ def rolled_out(
 
     def take(attention: Tensor) -> None:
         flow.copy_((attention.to(flow.device) @ flow + flow) / 2)
-        found.append(flow[cells.stop :].to("cpu", copy=True))
+        found.append(flow[behind:].to("cpu", copy=True))
 
     with MeanTap(take):
         decoder(inputs_embeds=embeddings[None], use_cache=False)
@@ -116,8 +117,8 @@ def rolled_out(
 # %% ../../nbs/explore/02_relevancy.ipynb #446a6cb6
 @patch
 def _cells(self: Exploration) -> slice:
-    first = len(self.turn()) - len(self.rows)
-    return slice(first - self.store.rows[0, 0].numel(), first)
+    first = len(self.turn()) - len(self.rows) - self.grounder.lmm.picture_tokens(self.answer.image.size)
+    return slice(first, first + self.store.rows[0, 0].numel())  # tiles, where an LMM sees such, come behind these
 
 
 @patch
@@ -130,7 +131,7 @@ def rollouts(
     side, chosen = self.store.rows.shape[-1], getattr(self.choice, which)
     if not chosen:
         return torch.zeros(self.store.layers, side, side)
-    rows = self.remembered("rollout", None, lambda: rolled_out(self.grounder.lmm.causal_lm.model, self.turn(), self._cells()))
+    rows = self.remembered("rollout", None, lambda: rolled_out(self.grounder.lmm.causal_lm.model, self.turn(), self._cells(), len(self.turn()) - len(self.rows)))
     return _merged(rows[:, [self.rows[number] for number in chosen]].transpose(0, 1), self.choice.merge).unflatten(-1, (side, side))
 
 

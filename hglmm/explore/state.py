@@ -141,6 +141,7 @@ def ask(
         answer.forget()
         store = MapStore(features.attention, self.grounder.lmm.recipe.layers)
         features.attention = store.rows  # once, in half precision
+        features.tiles = features.tiles if any(head.needs_tiles for head in self.mask_heads.values()) else None  # up to four times as large
         self.answer, self.tokens, self.question, self.store = answer, tokens, question, store
         self.features: Features = features
         self.truth = None if truth is None else np.asarray(truth, bool)
@@ -228,6 +229,7 @@ def probabilities(
     tokens = [one.text[rows]] if head.needs_tokens else None
     place = one.levels.device
     pooled = Features(self.store.merged(rows).to(place)[None], one.text[rows].mean(0, keepdim=True), one.levels, one.pixels, one.letterbox, one.image, tokens)
+    pooled.tiles = None if one.tiles is None else one.tiles[rows].float().mean(0, keepdim=True).to(place)
     return inference.probabilities(head, [pooled])[0][0]
 
 

@@ -73,6 +73,7 @@ class MaskHead(nn.Module, PyTorchModelHubMixin, library_name="hglmm", pipeline_t
     kind: str | None = None  # `Recipe.head` of the recipes it serves
     trained: bool = True  # by gradient; False: it has nothing to train
     needs_tokens: bool = False  # features must hold the hidden state of each token: `lmm.encode(samples, tokens=True)`
+    needs_tiles: bool = False  # features must hold the attention over tiles, which only some LMMs see
     beside: str = "The model's weights come from its own place."  # what else is needed, for the card
     recipe: Recipe
 

@@ -68,7 +68,8 @@ def check_features(
     }
     wrong = [f"{k} is {tuple(v.shape)}, expected {shape}" for k, (v, shape) in expected.items() if v.shape != shape]
     if wrong:
-        raise HGLMMError(f"features do not fit the head of recipe {recipe.name!r}: {'; '.join(wrong)}. Use the LMM the head was made for.")
+        tiles = " Of an LMM that sees tiles too, HG heads use the base grid, that of the whole picture (`Features.attention`, not `tiles`)." if recipe.tiles else ""
+        raise HGLMMError(f"features do not fit the head of recipe {recipe.name!r}: {'; '.join(wrong)}. Use the LMM the head was made for.{tiles}")
 
 # %% ../../nbs/heads/05_hg.ipynb #6a8ada70
 @patch

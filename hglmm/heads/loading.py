@@ -25,7 +25,7 @@ from .base import Head, MaskHead
 from .files import FORMAT, find_head, kind_of, read
 from .hg import HGHead
 from .kinds import build
-from .official import REFINER, is_official, official_names, to_our_names
+from .official import PUBLISHED, REFINER, is_official, official_names, to_our_names
 from ..recipes import Recipe
 
 # %% ../../nbs/heads/12_loading.ipynb #07abecdf
@@ -67,7 +67,7 @@ def matching_weights(
     return state
 
 # %% ../../nbs/heads/12_loading.ipynb #6d6344b4
-MUST_AGREE = ("family", "layers", "heads", "width", "grid", "image_size", "vision_layers", "head", "sizes", "instruction", "prompt", "image_token")
+MUST_AGREE = ("family", "layers", "heads", "width", "grid", "image_size", "vision_layers", "head", "sizes", "instruction", "prompt", "image_token", "tiles")
 
 
 def _shown(value: Any) -> str:
@@ -127,12 +127,15 @@ def _fitting(stored: Stored) -> Iterator[tuple[int, str]]:
 
 
 def _guessed(stored: Stored) -> Recipe:
-    "The recipe whose head the weights resemble most. If that is more than one, nobody knows which of them it was."
+    "The recipe whose head the weights resemble most; of an official file, for which such files were published. If that is more than one, nobody knows which of them it was."
     fitting = sorted(_fitting(stored), reverse=True)
     if not fitting:
         known = ", ".join(recipes.RECIPES)
         raise CheckpointError(f"{stored.path}: does not say which recipe it is for, and its weights resemble the head of none. Pass one of {known}.")
     best = [name for count, name in fitting if count == fitting[0][0]]
+    kind = kind_of(stored) or HGHead.kind
+    if is_official(stored.state, recipes.replace(best[0], head=kind)):
+        best = [name for name in best if name in PUBLISHED.get(kind, ())] or best
     if len(best) > 1:
         found = f"{fitting[0][0]} of its {len(stored.state)} tensors fit each"
         raise CheckpointError(f"{stored.path}: does not say which recipe it is for, and several resemble it equally: {', '.join(sorted(best))} ({found}). Pass one of them.")

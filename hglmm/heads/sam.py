@@ -119,6 +119,7 @@ class UNetSAMHead(MaskHead):
         super().__init__()
         self.recipe, self.sam = get(recipe), sam
         self.unet = UNetHead(recipe)
+        self.needs_tiles = self.unet.needs_tiles
         self.text_layer_weights = nn.Parameter(torch.ones(self.recipe.layers))
         self.text_projection = nn.Linear(self.recipe.width, WIDTH)
         self.prompt_encoder = SamPromptEncoder(SamPromptEncoderConfig(), SamPositionalEmbedding(SamVisionConfig()))

@@ -8,7 +8,7 @@ __all__ = ['LONGEST', 'CACHE', 'Context', 'Answer', 'portions', 'each_answer', '
 
 # %% ../../nbs/lmm/07_answers.ipynb #d7e45c5a
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from operator import index
 from typing import Any
@@ -21,7 +21,7 @@ from .. import phrases as phrase_tokens
 from ..errors import CheckpointError, DataError, SettingError
 from ..geometry import Letterbox
 from .features import Features, Sequence, distinct_pictures, upright
-from .frozen import FrozenLMM, _decode, _seen, _sequence, _words
+from .frozen import FrozenLMM, _decode, _sequence, _words
 from .greedy import speak
 from ..user_text import Turns
 
@@ -65,9 +65,8 @@ def _contexts(self: FrozenLMM, prompts: list[list[int]], images: list[Image.Imag
     "Look at pictures, at each of them once, and put them into their prompts."
     once, picture_of = distinct_pictures(images)
     prepared = [self.prepare(image) for image in once]
-    pixels = torch.stack([p for p, _ in prepared]).to(self.device)
-    embeddings, levels = _seen(self, pixels)
-    seen = [(embeddings[b], levels[b].clone(), pixels[b].clone(), box) for b, (_, box) in enumerate(prepared)]  # views would hold all pictures
+    views = zip(self.look(prepared), prepared, strict=True)
+    seen = [(view, view.levels.clone(), view.pixels.clone(), box) for view, (_, box) in views]  # what is no clone holds all pictures
     return [Context(_sequence(self, torch.tensor(ids), seen[b][0], [], []), *seen[b][1:]) for ids, b in zip(prompts, picture_of, strict=True)]
 
 # %% ../../nbs/lmm/07_answers.ipynb #544deb0c
@@ -160,7 +159,8 @@ def each_answer(
     if len(images) != len(questions):
         raise SettingError(f"questions: {len(questions)} of them for {len(images)} pictures. Expected one for each, or one text for all.")
     prompts, images = [self.ask_ids(question) for question in questions], [upright(image) for image in images]
-    longest = max((len(ids) - ids.count(self.image_token) for ids in prompts), default=0) + self.recipe.grid**2 + max_new_tokens
+    words, cells = (len(ids) - ids.count(self.image_token) for ids in prompts), (self.picture_tokens(image.size) for image in images)
+    longest = max(words, default=0) + max(cells, default=0) + max_new_tokens
     for part in portions(len(images), _room(self) // longest):
         yield from _answers_of(self, images[part], prompts[part], max_new_tokens, keep)
 
@@ -223,7 +223,7 @@ def encode_answer(
         length = len(prompt.embeddings)
         words, members = torch.cat([prompt.embeddings, words]), [[length + p for p in positions] for positions in members]
         self.check_length(len(words))
-    read = _decode(self, [Sequence(words, prompt.columns, members)], tokens, context.past)[0]
+    read = _decode(self, [replace(prompt, embeddings=words, members=members)], tokens, context.past)[0]
     return Features(**read, levels=context.levels, pixels=context.pixels, letterbox=context.letterbox, image=answer.image)
 
 # %% ../../nbs/lmm/07_answers.ipynb #71ece7bf
@@ -260,8 +260,8 @@ def encode_tokens(
     prompt = context.prompt
     words = torch.cat([prompt.embeddings, _words(self, torch.tensor(answer.tokens, dtype=torch.long))])
     self.check_length(len(words))
-    members = [[position] for position in range(int(prompt.columns[-1]) + 1, len(words))]
-    read = _decode(self, [Sequence(words, prompt.columns, members)], False, None, kept)[0]
+    members = [[position] for position in range(prompt.behind, len(words))]
+    read = _decode(self, [replace(prompt, embeddings=words, members=members)], False, None, kept)[0]
     return _tokens_in(self, answer), Features(**read, levels=context.levels, pixels=context.pixels, letterbox=context.letterbox, image=answer.image)
 
 

@@ -15,7 +15,12 @@ import torch
 from accelerate import dispatch_model, init_empty_weights
 from PIL import Image
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, PretrainedConfig
+from transformers import (
+    LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+    PretrainedConfig,
+    VipLlavaForConditionalGeneration,
+)
 
 from ..errors import CheckpointError
 from ..geometry import Letterbox
@@ -28,15 +33,16 @@ from .tokenizer import load_tokenizer
 from ..recipes import Recipe
 
 # %% ../../nbs/lmm/12_llava.ipynb #a3f0c685
-MODELS = {"llava": LlavaForConditionalGeneration, "llava_next": LlavaNextForConditionalGeneration}  # by `model_type` of config.json
+MODELS = {"llava": LlavaForConditionalGeneration, "llava_next": LlavaNextForConditionalGeneration, "vipllava": VipLlavaForConditionalGeneration}  # by `model_type` of config.json
 
 
 def check_config(
     recipe: Recipe,
     path: Path,  # folder
+    kinds: tuple[str, ...],  # `model_type`s that the adapter reads
 ) -> PretrainedConfig:
     "The settings of a model; raises if they are not what the recipe describes."
-    config = read_config(path, tuple(MODELS))
+    config = read_config(path, kinds)
     text, vision = config.text_config, config.vision_config
     try:
         found = dict(
@@ -124,6 +130,8 @@ def read_model(
 class LLaVA(FrozenLMM, family="llava"):
     "`LlavaForConditionalGeneration` and its like, frozen."
 
+    kinds: tuple[str, ...] = ("llava", "llava_next")  # `model_type`s that it reads
+
     @classmethod
     def from_folder(
         cls, recipe: Recipe, path: str, device: torch.device, dtype: torch.dtype,
@@ -131,7 +139,7 @@ class LLaVA(FrozenLMM, family="llava"):
     ) -> "LLaVA":  # fmt: skip
         "Load from a folder in the hub's layout."
         folder = Path(path)
-        config, colours = check_config(recipe, folder), picture_settings(folder)
+        config, colours = check_config(recipe, folder, cls.kinds), picture_settings(folder)
         tokenizer = load_tokenizer(recipe, folder)
         check_vocabulary(recipe, folder, tokenizer, config.text_config.vocab_size, config.image_token_index)
         model = read_model(config, folder, device, dtype, device_map, offload_folder)
@@ -159,8 +167,8 @@ class LLaVA(FrozenLMM, family="llava"):
         return hidden[config.vision_feature_layer][:, patches], torch.stack([hidden[1 + layer][:, patches] for layer in recipe.vision_layers], 1)
 
     def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        own, levels = map(self.model.multi_modal_projector, self._look(pixels))
-        return own, levels
+        own, levels = self._look(pixels)
+        return self.model.multi_modal_projector(own), self.project_levels((levels,))
 
     def see_levels(self, pixels: Tensor) -> tuple[Tensor, ...]:
         return (self._look(pixels)[1],)

@@ -124,6 +124,7 @@ def kept(self: FeatureCache, features: Features) -> dict[str, Tensor]:
     "What goes into the file."
     found = {"attention": features.attention, "text": features.text}
     found |= {f"tokens.{k}": one for k, one in enumerate(features.tokens or [])}
+    found |= {} if features.tiles is None else {"tiles": features.tiles}
     if self.mode == "levels":
         seen = self.lmm.see_levels(features.pixels[None].to(self.lmm.dtype))
         smaller = sum(one.nbytes for one in seen) < features.levels.nbytes
@@ -146,9 +147,9 @@ def restored(self: FeatureCache, sample: Sample, found: dict[str, Tensor], token
     "The features of a sample, of which a file holds a part."
     image, on = upright(sample.image), self.lmm.device
     pixels, box = sample.prepared or self.lmm.prepare(image)
-    pixels, found = pixels.to(on), {name: tensor.to(on) for name, tensor in found.items()}
+    pixels, found = self.lmm.whole(pixels).to(on), {name: tensor.to(on) for name, tensor in found.items()}
     words = [found[f"tokens.{k}"] for k in range(len(sample.masks))] if tokens else None
-    return Features(found["attention"], found["text"], self.levels(found, pixels)[0].to(on), pixels, box, image, words)
+    return Features(found["attention"], found["text"], self.levels(found, pixels)[0].to(on), pixels, box, image, words, tiles=found.get("tiles"))
 
 # %% ../../nbs/runs/08_feature_cache.ipynb #0f7af30a
 @patch

@@ -131,6 +131,8 @@ def encode_by_all_maps(
     sample: Sample,
 ) -> Features:
     "Features of one sample from the full attention maps and hidden states of every layer."
+    if lmm.cutouts:
+        raise SettingError(f"recipe {lmm.recipe.name!r}: the way by all maps is written down for LMMs that see a picture as one square, and this one sees tiles too. Choose another recipe.")
     prompt, g = lmm.recipe.instruction.format(input=lmm.recipe.prompt), lmm.recipe.grid
     tokens = phrases.tokenize_pieces(lmm.tokenizer, prompt, sample.pieces, len(sample.masks))
     members = [[p for p, k in enumerate(tokens.phrase_ids) if k == phrase] for phrase in range(tokens.phrases)]

@@ -30,16 +30,16 @@ def one(request, tmp_path_factory) -> Exploration:
         yield explored(small_lmm(request.param, tmp_path_factory.mktemp("lmm"), patch))
 
 
-def plain(one: Exploration) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], int, int]:
-    "Logits and attentions (1, A, T, T) of the whole turn, with gradients; where the picture's cells begin and end."
+def plain(one: Exploration) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], slice, int]:
+    "Logits and attentions (1, A, T, T) of the whole turn, with gradients; where the picture's cells are, and where it ends."
     lmm, answer = one.grounder.lmm, one.answer
     ids, cells = torch.tensor(answer.prompt_ids + answer.tokens), lmm.recipe.grid**2
     first = answer.prompt_ids.index(lmm.image_token)
     rest = ids[first + answer.prompt_ids.count(lmm.image_token) :]
-    image = lmm.see(one.features.pixels[None])[0]
+    image = lmm.look([lmm.prepare(PICTURE)])[0].embeddings[None]
     embeddings = torch.cat([lmm.embed_tokens(ids[None, :first]), image, lmm.embed_tokens(rest[None])], 1).requires_grad_()
     found = lmm.causal_lm(inputs_embeds=embeddings, output_attentions=True, use_cache=False)
-    return found.logits[0], found.attentions, first, first + cells
+    return found.logits[0], found.attentions, slice(first, first + cells), first + image.shape[1]
 
 
 def behind(one: Exploration) -> list[int]:
@@ -58,7 +58,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, within: float = 1e-4) -> 
 
 
 def test_rollout_is_that_of_all_attentions(one):
-    _, attentions, start, end = plain(one)
+    _, attentions, cells, end = plain(one)
     expected, product = [], np.eye(attentions[0].shape[-1])
     for layer in attentions:
         mixed = (layer.detach().double()[0].mean(0).numpy() + np.eye(len(product))) / 2
@@ -71,7 +71,7 @@ def test_rollout_is_that_of_all_attentions(one):
     rows = [end + one.rows[number] for number in behind(one)]
     for how, merge in places.items():
         one.choice.merge = how
-        wanted = merge(expected[:, rows, start:end])
+        wanted = merge(expected[:, rows, cells])
         assert (one.rollouts().flatten(1) - wanted).abs().max() < 1e-5 and wanted.max() > 1e-3
         assert torch.equal(one.rollout(), one.rollouts()[-1])
     one.choice.merge = "mean"
@@ -81,13 +81,13 @@ def test_rollout_is_that_of_all_attentions(one):
 
 def plain_relevancy(one: Exploration, rows: list[int]) -> torch.Tensor:  # (k, cells)
     "The method as it is written down: all attentions, all gradients, products of whole matrices."
-    logits, attentions, start, end = plain(one)
+    logits, attentions, cells, end = plain(one)
     said = [row - 1 for row in rows]
     target = logits[said].log_softmax(-1).gather(1, ids_at(one, rows, end)[:, None]).sum()
     whole = torch.eye(len(logits))
     for attention, slope in zip(attentions, torch.autograd.grad(target, attentions), strict=True):
         whole = whole + (slope * attention.detach())[0].clamp(min=0).mean(0) @ whole
-    return (whole - torch.eye(len(logits)))[said, start:end]
+    return (whole - torch.eye(len(logits)))[said, cells]
 
 
 def test_relevancy_is_that_of_plain_autograd(one):

@@ -35,6 +35,10 @@ KNOWN = {
     "a language model that does not say which": (LLAVA | {"text_config": without(VICUNA, "model_type")}, "llava_1_5_7b"),
     "no part at all, all of it is the default": ({"model_type": "llava"}, "llava_1_5_7b"),
     "null is left out too": (LLAVA | {"text_config": VICUNA | {"num_hidden_layers": None, "num_key_value_heads": None}}, "llava_1_5_7b"),
+    "LLaVA-1.5-13B": (LLAVA | {"text_config": VICUNA | {"hidden_size": 5120, "num_hidden_layers": 40, "num_attention_heads": 40, "num_key_value_heads": 40}}, "llava_1_5_13b"),
+    "LLaVA-1.6-Mistral": (LLAVA | {"model_type": "llava_next", "text_config": {"model_type": "mistral", "vocab_size": 32064}}, "llava_1_6_mistral_7b"),
+    "LLaVA-1.6-Vicuna": (LLAVA | {"model_type": "llava_next"}, "llava_1_6_vicuna_7b"),
+    "ViP-LLaVA": (LLAVA | {"model_type": "vipllava"}, "vip_llava_7b"),
     "1.3B": (DEEPSEEK_1B, "deepseek_vl_1_3b"),
     "7B, whose file leaves out width and heads": (DEEPSEEK_7B, "deepseek_vl_7b"),
     "7B without the kind of language model": (DEEPSEEK_7B | {"language_config": {"num_hidden_layers": 30}}, "deepseek_vl_7b"),
@@ -52,16 +56,16 @@ def test_what_is_known(tmp_path, case):
 
 
 STRANGE = {
-    "LLaVA-1.6-Mistral": (LLAVA | {"model_type": "llava_next", "text_config": {"model_type": "mistral", "vocab_size": 32064}}, ["'llava_next'", "'mistral'", "key_heads is 8"]),
-    "LLaVA-1.6-Vicuna": (LLAVA | {"model_type": "llava_next"}, ["model_type is 'llava_next', expected 'llava'"]),
+    "LLaVA-1.6 on Mistral with other key heads": (LLAVA | {"model_type": "llava_next", "text_config": {"model_type": "mistral", "num_key_value_heads": 32}}, ["key_heads is 32, expected 8"]),
+    "LLaVA-1.6-13B": (LLAVA | {"model_type": "llava_next", "text_config": VICUNA | {"hidden_size": 5120, "num_hidden_layers": 40, "num_attention_heads": 40}}, ["layers is 40, expected 32"]),
+    "MGM": ({"model_type": "mgm", "mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_vision_tower_aux": "laion/CLIP-convnext_large_d_320"}, ["MGM (Mini-Gemini) is not in transformers 4.39.1"]),
     "BakLLaVA": (LLAVA | {"text_config": {"model_type": "mistral"}}, ["language_model is 'mistral', expected 'llama'"]),
     "LLaVA on another language model of the same size": (LLAVA | {"text_config": LLAMA_3 | {"model_type": "qwen2", "num_key_value_heads": 32}}, ["language_model is 'qwen2', expected 'llama'"]),
     "LLaVA on LLaMA-3": (LLAVA | {"text_config": LLAMA_3}, ["key_heads is 8, expected 32"]),
-    "LLaVA-1.5-13B": (LLAVA | {"text_config": VICUNA | {"hidden_size": 5120, "num_hidden_layers": 40, "num_attention_heads": 40}}, ["layers is 40, expected 32", "width is 5120"]),
+    "a LLaVA-1.5 of 13B's width and 7B's layers": (LLAVA | {"text_config": VICUNA | {"hidden_size": 5120, "num_attention_heads": 40}}, ["layers is 32, expected 40", "width is 5120"]),
     "a LLaVA of 224 pixels": (LLAVA | {"vision_config": CLIP | {"image_size": 224}}, ["image_size is 224, expected 336", "grid is 16"]),
     "a tower that leaves its size to CLIP's default": (LLAVA | {"vision_config": without(CLIP, "image_size", "patch_size")}, ["image_size is 224"]),
     "a tower too shallow to be tapped": (LLAVA | {"vision_config": CLIP | {"num_hidden_layers": 12}}, ["the tower has 12 layers, expected more than 23"]),
-    "ViP-LLaVA": (LLAVA | {"model_type": "vipllava"}, ["'vipllava'"]),
     "the authors' own LLaVA": ({"model_type": "llava", "mm_vision_tower": "openai/clip-vit-large-patch14-336", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}, ["layout of LLaVA's authors"]),
     "Janus-1.3B": (DEEPSEEK_1B | {"gen_vision_config": {}, "gen_head_config": {}}, ["generates pictures"]),
     "a DeepSeek-VL on a language model of another kind": (DEEPSEEK_1B | {"language_config": SMALL | {"model_type": "qwen2"}}, ["'qwen2'"]),
@@ -107,7 +111,8 @@ def test_a_recipe_of_ones_own(tmp_path, monkeypatch):
     assert recognise(folder)[0].name == "mine"
     (folder / "config.json").write_text(json.dumps(LLAVA | {"model_type": "llava_next"}))
     monkeypatch.setitem(recipes.RECIPES, "mine", mine)
-    assert recognise(folder)[0].name == "mine"  # it does not say of which kind the LMM is, and its adapter reads both
+    with pytest.raises(CheckpointError, match="2 recipes fit this LMM equally: llava_1_6_vicuna_7b, mine"):  # it does not say of which kind the LMM is, and its adapter reads both
+        recognise(folder)
     assert recognise(recipes.replace("llava_1_5_7b", lmm=str(folder)))[0].lmm == str(folder)
 
 

@@ -17,11 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    CONFIG_MAPPING,
     CLIPImageProcessor,
     CLIPVisionConfig,
     LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
+    MistralConfig,
     SamConfig,
     SamModel,
     SamVisionConfig,
@@ -29,12 +29,14 @@ from transformers import (
 
 from hglmm import heads, recipes
 from hglmm.datasets import toycoco
+from hglmm.errors import CheckpointError
 from hglmm.grounder import Grounder
 from hglmm.heads import loading
 from hglmm.heads.official import official_names
-from hglmm.lmm import deepseek_vision, deepseek_vl
+from hglmm.lmm import deepseek_vision, deepseek_vl, llava
 from hglmm.lmm.frozen import FrozenLMM
 from hglmm.lmm.hub import find_weights
+from hglmm.recognition import recognise
 from hglmm.runs import benchmarks, evaluation, speed, tasks
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "nbs/26_support.ipynb"
@@ -48,9 +50,10 @@ SPOKEN_WORDS = 3  # of an answer: few enough for `chat` to ground it as a whole
 # The smallest of each kind: two layers of language model, a grid of 8 x 8, and of the vision towers as many blocks as the recipe taps.
 
 SIZES = dict(layers=2, heads=2, width=32, grid=8, dtype="float32", sizes__width=16)
+LLAVA_NAMES = ("llava_1_5_7b", "llava_1_5_13b", "llava_1_6_vicuna_7b", "llava_1_6_mistral_7b", "vip_llava_7b")
 SMALL = {
     "toy_llava": recipes.get("toy_llava"),
-    "llava_1_5_7b": recipes.replace("llava_1_5_7b", image_size=112, sizes__stage_sizes=(28, 14, 7, 4), **SIZES),
+    **{name: recipes.replace(name, image_size=112, sizes__stage_sizes=(28, 14, 7, 4), **SIZES) for name in LLAVA_NAMES},
     "deepseek_vl_1_3b": recipes.replace(
         "deepseek_vl_1_3b", image_size=128, sizes__stage_sizes=(32, 16, 8, 4), prompt="<image_placeholder>" * 64 + "Please describe .", **SIZES
     ),
@@ -96,13 +99,16 @@ def deepseek_folder(recipe: recipes.Recipe, folder: Path) -> None:
 def llava_folder(recipe: recipes.Recipe, folder: Path) -> None:
     tokenizer = tokenizer_for(recipe)
     vision = CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=24, num_attention_heads=2, image_size=recipe.image_size, patch_size=14)
-    text = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=recipe.width, intermediate_size=48, num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads
-    )
-    image_token = tokenizer.convert_tokens_to_ids(recipe.image_token)
-    config = LlavaConfig(vision_config=vision.to_dict(), text_config=text.to_dict(), image_token_index=image_token, pad_token_id=0)
-    model = LlavaForConditionalGeneration(config)
-    torch.nn.init.normal_(model.language_model.lm_head.weight)
+    text = {"llama": LlamaConfig, "mistral": MistralConfig}[recipe.text_type](
+        vocab_size=len(tokenizer), hidden_size=recipe.width, intermediate_size=48, num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads, num_key_value_heads=recipe.heads,
+    )  # fmt: skip
+    fields = dict(image_token_index=tokenizer.convert_tokens_to_ids(recipe.image_token), pad_token_id=0)
+    if recipe.tiles:
+        fields["image_grid_pinpoints"] = [[112, 224], [224, 112], [224, 224], [336, 112], [112, 336]]
+    config = CONFIG_MAPPING[recipe.model_type](vision_config=vision.to_dict(), text_config=text.to_dict(), **fields)
+    model = llava.MODELS[recipe.model_type](config)
+    for weight in (model.language_model.lm_head.weight, *([model.image_newline] if recipe.tiles else [])):
+        torch.nn.init.normal_(weight)
     silent(model.language_model.lm_head.weight.data)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -114,7 +120,7 @@ def lmm_folder(recipe: recipes.Recipe, room: Path) -> str:
     if recipe.name == "toy_llava":
         return find_weights(recipe.lmm)
     torch.manual_seed(0)
-    {"llava": llava_folder, "deepseek_vl": deepseek_folder}[recipe.family](recipe, room / recipe.name)
+    (deepseek_folder if recipe.family == "deepseek_vl" else llava_folder)(recipe, room / recipe.name)
     return str(room / recipe.name)
 
 
@@ -134,10 +140,30 @@ def head_checkpoint(recipe: recipes.Recipe, kind: str, folder: Path) -> Path:
         return loading.save_head(head, folder / kind)
     state = head.state_dict()
     official = {key: state[ours] if ours else torch.zeros(3) for key, ours in official_names(recipe).items()}
-    frozen = {f"{'llava' if recipe.family == 'llava' else 'deepseek_vl'}.language_model.model.norm.weight": torch.ones(8)}
+    frozen = {f"{'deepseek_vl' if recipe.family == 'deepseek_vl' else 'llava'}.language_model.model.norm.weight": torch.ones(8)}
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"state_dict": official | frozen, "meta": {"epoch": 4}, "message_hub": {}, "optimizer": {"state": {}}}, folder / kind)
     return folder / kind
+
+
+# F-LMM's authors published heads for these LMMs too: what lies beside the weights, as published
+ABSENT = {
+    "MGM-2B, MGM-7B, MGM-HD-7B": {"config.json": '{"model_type": "mgm", "mm_vision_tower": "openai/clip-vit-large-patch14-336"}'},
+    "HPT-Air, HPT-Air-1.5": {"config.json": "", "llm/config.json": "{}", "projector/config.json": "{}", "visual_encoder/config.json": "{}"},
+}
+NOT_THERE = "not in transformers 4.39.1"
+
+
+def refusal(files: dict[str, str], folder: Path) -> str:
+    "A cell of the table for an LMM that cannot be loaded."
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    try:
+        recognise(folder)
+    except CheckpointError as error:
+        return f"no: {NOT_THERE}" if NOT_THERE in str(error) else tried(lambda: recognise(folder))
+    return "yes"
 
 
 # Trying
@@ -200,6 +226,9 @@ def measured(room: Path, world: Path) -> str:
                     records = room / f"{name} {kind} {task}"
                     cells.append(tried(lambda: chat_works(job, world) if task == "chat" else benchmark_works(job, task, world, records)))  # noqa: B023
                 lines.append(f"| `{name}` | {title} | " + " | ".join(cells) + " |")
+        for name, files in ABSENT.items():
+            cells = [refusal(files, room / name)] * len(TASKS)
+            lines.append(f"| {name} | F-LMM, `.pth`, U-Net and SAM | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -236,6 +265,13 @@ def test_the_table_says_what_works(table):
 def test_every_recipe_is_tried():
     assert set(SMALL) == set(recipes.RECIPES) and {kind.removesuffix(".pth") for kind in CHECKPOINTS} == set(heads.HEADS)
     assert set(tasks.TASKS) < set(TASKS.values())
+
+
+def test_those_that_are_not_there(tmp_path):
+    "Neither by transformers, nor here; and it is said."
+    assert {refusal(files, tmp_path / name) for name, files in ABSENT.items()} == {f"no: {NOT_THERE}"}
+    assert not {"mgm", "mini_gemini", "hpt"} & {*CONFIG_MAPPING.keys()}
+    assert all(any(line.startswith(f"| {name} |") for line in stored().split("\n")) for name in ABSENT)
 
 
 def test_what_fails_is_told_in_a_few_words():

@@ -120,6 +120,35 @@ def test_kind_and_model_are_known_by_names_and_shapes(tmp_path, name, kind):
     assert kind_of(stored) == kind and loading._guessed(stored).name == name
 
 
+NEXT = ("llava_1_6_mistral_7b", "llava_1_6_vicuna_7b")
+
+
+@pytest.mark.parametrize("kind", ["unet", "unet_sam"])
+def test_flmm_on_llava_next(tmp_path, caplog, kind):
+    "Twice the maps, of heads that were published for both language models in files of one size."
+    caplog.set_level(logging.INFO, "hglmm")
+    head, weights = official(recipes.replace(NEXT[0], head=kind))
+    frozen = {"llava.image_newline": torch.ones(4), "llava.language_model.model.norm.weight": torch.ones(4)}
+    path = tmp_path / "flmm.pth"
+    torch.save({"state_dict": weights | frozen}, path)
+    for name in NEXT:
+        assert same(loading.load_head(path, name), head)
+    assert "set aside: 2 tensors of the frozen LMM (llava.*)" in caplog.text
+    key = "mask_head.encoder.0.0.convs.0.conv.weight"
+    assert weights[key].shape == (64, 2 * 32 * 32, 3, 3) and f"several resemble it equally: {', '.join(NEXT)}" in refused(path, None)
+    said = refused(path, "llava_1_5_7b")
+    assert key in said and "(64, 2048, 3, 3), expected (64, 1024, 3, 3)" in said
+    for changed, said in (({k: v for k, v in weights.items() if k != key}, f"missing (1): {key}"), (weights | {"mask_head.encoder.9.more": torch.ones(2)}, "left over (1): mask_head.encoder.9.more")):
+        torch.save({"state_dict": changed | frozen}, path)
+        assert said in refused(path, NEXT[0])
+
+
+def test_a_head_of_ones_own_is_not_taken_for_a_published_one(tmp_path):
+    "Four LMMs are of LLaVA-1.5-7B's size. Official files are of one of them, ours may be of any."
+    save_file(heads.build("vip_llava_7b").state_dict(), tmp_path / "ours.safetensors")
+    assert "several resemble it equally: llava_1_5_7b, llava_1_6_mistral_7b, llava_1_6_vicuna_7b, vip_llava_7b" in refused(tmp_path / "ours.safetensors", None)
+
+
 @pytest.mark.parametrize("place", ["entry", "folder", "step"])
 def test_deepspeed(hg, tmp_path, place):
     head, weights = hg

@@ -27,9 +27,9 @@ def test_each_has_about_half_of_it_before_and_after(found):
         assert 0.5 < one["before"] <= 0.55 and one["after"] == one["before"]
 
 
-@pytest.mark.parametrize("which", ["toy_llava", "hybrid"])
+@pytest.mark.parametrize("which", ["toy_llava", "hybrid", "llava_next"])
 def test_they_read_the_same_whichever_way_they_go(found, which):
-    "Batches of unequal length and number, without a phrase, answers of unequal lengths; with one tower and with two."
+    "Batches of unequal length and number, without a phrase, answers of unequal lengths; with one tower, with two, and with tiles."
     for one in found:
         assert one[which] and all(one[which].values()), one[which]
     assert len(found[1][which]) == 6
