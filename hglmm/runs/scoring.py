@@ -136,7 +136,8 @@ def note(
 ) -> dict[str, tuple[dict[str, float], dict[str, tuple[float, float]]]]:  # by title: scores and intervals, percent
     "Compute the scores, and write them down."
     settings, table = score_files.read_object(scored.records.folder / "config.json"), evaluation.check_measured(scored.records)
-    facts = {**tasks.facts(scored.benchmark, scored.records, table), "predictions": settings["predictions"], "empty": scored.empty}
+    facts = tasks.facts(scored.benchmark, scored.records, table)
+    facts |= {"predictions": settings["predictions"], "empty": scored.empty} if "predictions" in settings else {}
     if scored.benchmark.task == "gcg":
         result = described_scores(scored, encoder, metrics)
         found = {scored.benchmark.title: (result.scores, result.intervals())}
