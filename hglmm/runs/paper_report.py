@@ -57,7 +57,7 @@ def gallery(filling: Filling, title: str = "") -> Picture:
             strips.append(Strip(sample.image, sample.phrases, panels, benchmark))
     return side_by_side(strips, ["ground truth", *rows], title)
 
-# %% ../../nbs/runs/35_paper_report.ipynb #7dad6427
+# %% ../../nbs/runs/35_paper_report.ipynb #53e4e0e6
 def commit(
     folder: Path | None = None,  # of a checkout; None: the one this package is imported from
 ) -> str:
@@ -72,10 +72,12 @@ def commit(
             return "not a checkout"
         changed = git("status", "--porcelain", "--untracked-files=no", "--", "hglmm")
         return git("rev-parse", "HEAD") + (" with changes that are not committed" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
+    except subprocess.CalledProcessError:
         return "not a checkout"
+    except OSError as error:
+        return f"not known: {error}"
 
-# %% ../../nbs/runs/35_paper_report.ipynb #55cd5750
+# %% ../../nbs/runs/35_paper_report.ipynb #3a9adb0a
 def _listing(rows: Iterable[Iterable[Any]], *names: str) -> list[str]:
     "Lines of a table in Markdown."
     shown = [" | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) for row in rows]
@@ -106,22 +108,21 @@ def _row(plan: Plan, entry: Entry) -> list[str]:
         files += [("SAM", *one) for one in _files(sam["files"])] if sam else []
     except Exception as error:
         lines.append(f"Head: {reason(error)}")
-    return [*(line for text in lines for line in (text, "")), *_listing(files, "of", "file", "bytes", "digest")]
+    return [*lines[:1], "", *(line for text in lines[2:] for line in (text, "")), *_listing(files, "of", "file", "bytes", "digest")]
 
-# %% ../../nbs/runs/35_paper_report.ipynb #f988bc4d
+# %% ../../nbs/runs/35_paper_report.ipynb #16a908b8
 def _data(filling: Filling) -> list[str]:
     "What the benchmarks are made of."
-    rows, files = [], {}
+    rows, files = [], set()
     for task in filling.plan.asked:
         for title, benchmark in filling.plan.benchmarks("", task).items():
             if title in filling.missing:
                 rows.append((title, "", filling.missing[title]))
                 continue
             vars(benchmark)["whole"] = filling.data[title]
-            found = tasks.data_settings(benchmark)["data_files"]
-            files |= {(name, one["size"], one["digest"]): None for name, one in found.items()}
+            files |= set(map(Path, getattr(benchmark.whole, "files", [])))
             rows.append((title, f"{len(benchmark.data)} of {len(benchmark.whole)}", "; ".join(f"{what}: {count}" for what, count in getattr(benchmark.whole, "notes", {}).items())))
-    return [f"Data root `{filling.plan.root}`.", "", *_listing(rows, "benchmark", "samples", "to be known"), *_listing(files, "file", "bytes", "digest")]
+    return [f"Data root `{filling.plan.root}`.", "", *_listing(rows, "benchmark", "samples", "to be known"), *_listing(_files(fingerprints.of_files(files)), "file", "bytes", "digest")]
 
 
 def _how(filling: Filling, chosen: Means) -> list[str]:
