@@ -134,7 +134,7 @@ class Filling:
     def titles(self, task: str) -> list[str]:
         return list(self.plan.benchmarks("", task))
 
-# %% ../../nbs/runs/32_paper.ipynb #9ec21279
+# %% ../../nbs/runs/32_paper.ipynb #ea1540df
 @patch
 def open_data(self: Filling) -> None:
     "Open the datasets, as far as they are there."
@@ -160,7 +160,7 @@ def _claimed(self: Filling, work: Work, benchmark: Benchmark) -> bool:  # is any
         self.taken[work.row, benchmark.title] = taken
     return len(records.indices()) < len(benchmark.data)
 
-
+# %% ../../nbs/runs/32_paper.ipynb #f0d3b5c1
 @patch
 def begin(
     self: Filling,

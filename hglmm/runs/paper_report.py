@@ -110,7 +110,7 @@ def _row(plan: Plan, entry: Entry) -> list[str]:
         lines.append(f"Head: {reason(error)}")
     return [*lines[:1], "", *(line for text in lines[2:] for line in (text, "")), *_listing(files, "of", "file", "bytes", "digest")]
 
-# %% ../../nbs/runs/35_paper_report.ipynb #16a908b8
+# %% ../../nbs/runs/35_paper_report.ipynb #691a4318
 def _data(filling: Filling) -> list[str]:
     "What the benchmarks are made of."
     rows, files = [], set()
@@ -136,7 +136,7 @@ def _how(filling: Filling, chosen: Means) -> list[str]:
             rows.append(("gcg", "noun phrases by", reason(error)))
     return _listing(rows, "task", "setting", "value")
 
-
+# %% ../../nbs/runs/35_paper_report.ipynb #835d12ae
 def reproduce(
     filling: Filling,
     scores: Scores,

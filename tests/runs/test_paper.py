@@ -270,7 +270,7 @@ def test_published_numbers_stand_below_what_they_can_be_held_against(checkpoints
         first, second = tables_of(filling.plan, scores)
         known = first.published.get("F-LMM LLaVA-1.5-7B (arXiv 2406.05821)")
         assert [cell.value for cell in known or []] == ([75.2, 63.7, 67.1] if limit == 0 else []) and not second.published  # papers have no mIoU
-        assert ("refcoco val (hg): no published numbers beside cIoU: only the first 3 samples were asked for." in scores.comparison.notes) == (limit == 3)
+        assert ("refcoco val (hg): no published numbers beside cIoU: 3 of 12 samples are measured." in scores.comparison.notes) == (limit == 3)
         assert [cell.text for cell in first.rows["toy_llava-training_free"]] != ["–"] * 3
 
 
