@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAKE', 'Plan', 'reason', 'shown_places', 'head_of', 'stand_in', 'Work', 'Filling', 'settle', 'masks_file', 'fill']
 
-# %% ../../nbs/runs/32_paper.ipynb #7dbd49a2
+# %% ../../nbs/runs/32_paper.ipynb #2455559e
 import dataclasses
 import functools
 import gc
@@ -32,7 +32,7 @@ from .paper_list import Entry, manner
 from .predictions import Keep, file_of
 from .records import Records
 from .several_heads import measure_heads
-from .taking_over import earlier_runs, take_over
+from .taking_over import earlier_runs, take_over, taken
 from .tasks import Job
 
 # %% ../../nbs/runs/32_paper.ipynb #cf01ea6d
@@ -134,7 +134,7 @@ class Filling:
     def titles(self, task: str) -> list[str]:
         return list(self.plan.benchmarks("", task))
 
-# %% ../../nbs/runs/32_paper.ipynb #ea1540df
+# %% ../../nbs/runs/32_paper.ipynb #6c9b4e32
 @patch
 def open_data(self: Filling) -> None:
     "Open the datasets, as far as they are there."
@@ -156,8 +156,9 @@ def _claimed(self: Filling, work: Work, benchmark: Benchmark) -> bool:  # is any
     settings = tasks.settings_of(work.job, benchmark, benchmark.data)
     records = Records(benchmark.folder, settings=settings, limit=benchmark.limit or None)
     tasks.check_samples(records, benchmark.whole)
-    if taken := take_over(benchmark, settings, self.earlier):
-        self.taken[work.row, benchmark.title] = taken
+    take_over(benchmark, settings, self.earlier)
+    if known := taken(benchmark):
+        self.taken[work.row, benchmark.title] = known
     return len(records.indices()) < len(benchmark.data)
 
 # %% ../../nbs/runs/32_paper.ipynb #f0d3b5c1
