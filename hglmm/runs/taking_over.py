@@ -54,7 +54,7 @@ def earlier_runs(
                 continue
     return found
 
-# %% ../../nbs/runs/31_taking_over.ipynb #22c13931
+# %% ../../nbs/runs/31_taking_over.ipynb #d1f1f5f3
 TAKEN = "taken.json"  # beside the records: how many samples of which folder
 
 
@@ -75,7 +75,7 @@ def _copy(source: Records, benchmark: Benchmark, settings: dict[str, Any]) -> in
     noted(benchmark, settings, fresh)
     return len(fresh)
 
-
+# %% ../../nbs/runs/31_taking_over.ipynb #f8db45dd
 def taken(
     benchmark: Benchmark,
 ) -> dict[str, int]:  # by name: samples
