@@ -20,7 +20,7 @@ CONFORMANCE = ROOT.parent / "shared" / "conformance"
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the background of a shell: tests that send Ctrl-C are to be heard
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-FIRST = ("test_demo.py", "test_runs.py", "test_kills.py", "test_deepseek.py", "test_browser.py", "test_several.py")  # files that take longest: whoever has one at the end keeps the others waiting
+FIRST = ("test_demo.py", "test_runs.py", "test_kills.py", "test_deepseek.py", "test_browser.py", "test_several.py", "test_paper.py")  # files that take longest: whoever has one at the end keeps the others waiting
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

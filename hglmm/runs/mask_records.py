@@ -72,10 +72,10 @@ def each_sample(
 # %% ../../nbs/runs/24_mask_records.ipynb #280c126d
 @dataclass(frozen=True)
 class Scored:
-    "A benchmark, measured without an LMM."
+    "A benchmark that was measured, by an LMM or without one."
 
     benchmark: Benchmark
     records: Records
-    masks: Callable[[Sample], np.ndarray] = field(repr=False)  # what was scored of a sample, bool (n, H, W)
+    masks: Callable[[Sample], np.ndarray] | None = field(default=None, repr=False)  # what was scored of a sample, bool (n, H, W); None: nobody kept it
     said: list[dict[str, Any]] = field(default_factory=list, repr=False)  # GCG: the predictions in GLaMM's format
     empty: int = 0  # samples without a prediction
