@@ -1,6 +1,6 @@
 """What works with what: LMM x head checkpoint x task, each tried for real on the smallest model of its kind, and held against the table in nbs/26_support.ipynb.
 
-    python tests/front/test_support.py --write   # try everything, and put what was found into the notebook
+    python tests/front/test_support.py --write   # try everything, and put what was found into the notebook; where a GPU is, on it as well
 """
 
 import contextlib
@@ -45,6 +45,7 @@ COMMAND = ".venv/bin/python tests/front/test_support.py --write"
 
 CHECKPOINTS = {"hg": "hglmm, folder", "hg.pth": "HG-LMM, `.pth`", "unet.pth": "F-LMM, `.pth`, U-Net", "unet_sam.pth": "F-LMM, `.pth`, U-Net and SAM", "training_free": "hglmm, folder, without training"}
 TASKS = {"RES": "res", "PNG": "png", "GCG": "gcg", "ReasonSeg": "reasonseg", "chat": "chat"}
+BOTH = "CPU, GPU"
 SPOKEN_WORDS = 3  # of an answer: few enough for `chat` to ground it as a whole
 
 # The smallest of each kind: two layers of language model, a grid of 8 x 8, and of the vision towers as many blocks as the recipe taps.
@@ -212,24 +213,29 @@ def small_models(room: Path) -> Iterator[None]:
         yield
 
 
-def measured(room: Path, world: Path) -> str:
+def measured(room: Path, world: Path, device: str = "cpu", seen: str = "CPU") -> str:
     "The table, as Markdown."
-    lines = ["| LMM | head | " + " | ".join(TASKS) + " |", "|" + " --- |" * (2 + len(TASKS))]
+    lines = ["| LMM | head | " + " | ".join(TASKS) + " | seen on |", "|" + " --- |" * (3 + len(TASKS))]
     with small_models(room), torch.random.fork_rng():
         for name, recipe in SMALL.items():
             lmm = lmm_folder(recipe, room)
             for kind, title in CHECKPOINTS.items():
                 head = str(head_checkpoint(recipe, kind, room / f"{name} heads"))
-                job = tasks.Job(name, head, benchmarks=[], lmm=lmm, device="cpu", question="What is it?", max_new_tokens=SPOKEN_WORDS)
+                job = tasks.Job(name, head, benchmarks=[], lmm=lmm, device=device, question="What is it?", max_new_tokens=SPOKEN_WORDS)
                 cells = []
                 for task in TASKS.values():
                     records = room / f"{name} {kind} {task}"
                     cells.append(tried(lambda: chat_works(job, world) if task == "chat" else benchmark_works(job, task, world, records)))  # noqa: B023
-                lines.append(f"| `{name}` | {title} | " + " | ".join(cells) + " |")
+                lines.append(f"| `{name}` | {title} | " + " | ".join([*cells, seen]) + " |")
         for name, files in ABSENT.items():
             cells = [refusal(files, room / name)] * len(TASKS)
-            lines.append(f"| {name} | F-LMM, `.pth`, U-Net and SAM | " + " | ".join(cells) + " |")
+            lines.append(f"| {name} | F-LMM, `.pth`, U-Net and SAM | " + " | ".join([*cells, "not tried"]) + " |")
     return "\n".join(lines)
+
+
+def of_a_cpu(table: str) -> str:
+    "A table that was made with a GPU, as it is without."
+    return table.replace(f"| {BOTH} |", "| CPU |")
 
 
 # The table in the notebook
@@ -257,9 +263,16 @@ def table(tmp_path_factory, small_world) -> str:
 
 @pytest.mark.slow
 def test_the_table_says_what_works(table):
-    rows = zip(stored().split("\n"), table.split("\n"), strict=False)
+    known = of_a_cpu(stored())
+    rows = zip(known.split("\n"), table.split("\n"), strict=False)
     changed = "\n".join(f"  stored   {old}\n  measured {new}" for old, new in rows if old != new)
-    assert stored() == table, f"{NOTEBOOK.name} no longer says what works:\n{changed}\nIf that is meant, store it with: {COMMAND}"
+    assert known == table, f"{NOTEBOOK.name} no longer says what works:\n{changed}\nIf that is meant, store it with: {COMMAND}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: the table was tried on a CPU alone")
+def test_the_table_on_a_gpu(table, tmp_path, small_world):
+    assert measured(tmp_path, small_world, "cuda") == table
 
 
 def test_every_recipe_is_tried():
@@ -295,5 +308,8 @@ if __name__ == "__main__":
         sys.exit(f"usage: {COMMAND}")
     with tempfile.TemporaryDirectory() as scratch:
         world = toycoco.generate(Path(scratch) / "world", counts={"train": 4, "val": 4, "test": 4})
-        write(measured(Path(scratch), world))
+        found = measured(Path(scratch), world)
+        if torch.cuda.is_available() and measured(Path(scratch) / "gpu", world, "cuda") == found:
+            found = found.replace("| CPU |", f"| {BOTH} |")
+        write(found)
     print(stored())
