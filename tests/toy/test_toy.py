@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from hglmm.datasets import toycoco
-from hglmm.toy import files, formats, sayings, things, world
+from hglmm.toy import files, formats, quirks, sayings, things, world
 
 SCENES = {"train": "5b804578284ed56f", "val": "842d830af2d8b9ad", "test": "c09b51fdc2359b50"}  # of the first 20 pictures
 SAYINGS = {"train": "b977b9b5073fb1ae", "val": "116a5d4a29c112e6", "test": "d6ea74efa0901e2a"}  # and of what is said about them
@@ -130,7 +130,7 @@ def test_what_was_interrupted_does_not_look_finished(tmp_path: Path, monkeypatch
 
 
 def test_the_old_door_leads_to_every_name() -> None:
-    for room in (things, world, sayings, formats, files):
+    for room in (things, world, sayings, formats, quirks, files):
         assert all(getattr(toycoco, name) is getattr(room, name) for name in room.__all__)
     assert files.__name__ == f"hglmm.toy.{toycoco.ROOMS[-1]}" and toycoco.split_scene(seed=0, split="val", index=314).image.size[0] <= toycoco.SQUARE
     with pytest.raises(ImportError, match="esnure"):
