@@ -62,17 +62,18 @@ def _capital(label: str) -> str:
 
 def _without_beginning(label: str) -> str:
     "`ig red mug`; short labels stay whole."
-    return label.split(" ", 1)[1][1:] if label.count(" ") > 1 else label
+    return label.split(" ", 1)[1][1:] if label.count(" ") > 2 else label
 
 
 def _without_end(label: str) -> str:
     "`a big red m`; short labels stay whole."
-    return label[:-2] if label.count(" ") > 1 else label
+    return label[:-2] if label.count(" ") > 2 else label
 
 
 def _misspelt(label: str) -> str:
-    "The last two letters change places."
-    return label[:-2] + label[:-3:-1]
+    "`a bgi red mug`: in the longest word two letters change places; short labels stay whole."
+    word = max(label.split(), key=len)
+    return label.replace(word, word[0] + word[2] + word[1] + word[3:], 1) if label.count(" ") > 2 else label
 
 
 def _in_other_words(label: str) -> str:
