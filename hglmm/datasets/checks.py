@@ -34,7 +34,7 @@ class Look:
     root: Path
     samples: int | None = 20  # to open per part; None: all
     seed: int = 0
-    known: dict[str, int] = field(default_factory=dict)
+    known: dict[str, int] = field(default_factory=dict)  # `complete.known_counts`
     listed: dict[Path, dict[str, int]] = field(default_factory=dict)
 
     def sizes(self, folder: Path) -> dict[str, int]:
@@ -52,6 +52,10 @@ class Look:
     def differs(self, what: str, count: int) -> list[str]:
         "A remark if the number is not the known one."
         return [f"{what}: {count:,}, published {self.known[what]:,}"] if what in self.known and self.known[what] != count else []
+
+    def expected(self, part: str, notes: Mapping[str, int]) -> dict[str, int]:
+        "What is noted of a part and known of it: nothing to wonder at."
+        return {note: count for note, count in notes.items() if self.known.get(f"{part}, {note}") == count}
 
 # %% ../../nbs/datasets/15_checks.ipynb #1ce55059
 @contextlib.contextmanager
@@ -97,12 +101,12 @@ def _said(counts: Mapping[str, int]) -> list[str]:
     return [f"{count:,} {one[what] if count == 1 else what}" for what, count in counts.items() if count]
 
 
-def _remarks(dataset: Any, what: str, seen: Counter) -> list[str]:
-    "What the dataset says of itself, and what its samples showed beside that."
+def _remarks(dataset: Any, what: str, seen: Counter, expected: Mapping[str, int] | None = None) -> list[str]:
+    "What the dataset says of itself, but for what was expected, and what its samples showed beside that."
     with at(what):
         notes = dataset.notes
     shown = {} if any("without a visible pixel" in note or "without a shape" in note for note in notes) else seen
-    return _said({**notes, **shown})
+    return _said({note: count for note, count in {**notes, **shown}.items() if note not in (expected or {})})
 
 # %% ../../nbs/datasets/15_checks.ipynb #1033f36b
 Checked = tuple[str, list[str]]  # how many of what was found; remarks
@@ -197,7 +201,9 @@ def check_gcg(look: Look, split: str, paths: dict[str, Path]) -> Checked:
         pass
     remarks = look.differs(f"gcg {split}", len(opened)) + _remarks(opened, str(opened.mask_json), seen)
     unpaired = [f"{opened.skipped:,} phrases or masks without a partner"] if opened.skipped and not remarks else []
-    return f"{len(opened):,} descriptions", remarks + unpaired
+    several = sum(len(opened.descriptions[i].captions) > 1 for i in range(len(opened)))
+    facts = _said({"pictures with several": several, "phrases in other words than theirs": opened.reworded})
+    return ", ".join([f"{len(opened):,} descriptions", *facts]), remarks + unpaired
 
 # %% ../../nbs/datasets/15_checks.ipynb #b0206db8
 def check_reasonseg(look: Look, split: str, paths: dict[str, Path]) -> Checked:
@@ -217,5 +223,6 @@ def check_reasonseg(look: Look, split: str, paths: dict[str, Path]) -> Checked:
     for _ in _open_some(look, opened, f"reasonseg {split}", seen):
         pass
     pictures = len(opened.pictures) - unasked
-    remarks = look.differs(f"reasonseg {split}", pictures) + _remarks(opened, str(opened.folder), seen)
-    return f"{pictures:,} pictures with a question, {asked:,} questions with paraphrases", remarks
+    expected = look.expected(f"reasonseg {split}", opened.notes)
+    remarks = look.differs(f"reasonseg {split}", pictures) + _remarks(opened, str(opened.folder), seen, expected)
+    return ", ".join([f"{pictures:,} pictures with a question", f"{asked:,} questions with paraphrases", *_said(expected)]), remarks

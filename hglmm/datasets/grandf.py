@@ -164,6 +164,13 @@ class GranDf:
         return [k for k in range(described.paired) if described.labels[k].strip()]
 
 # %% ../../nbs/datasets/10_grandf.ipynb #736e8b22
+@patch(as_prop=True)
+def reworded(self: GranDf) -> int:
+    "Phrases that do not stand in their description word for word: cut in the middle of a word, misspelt, or said otherwise."
+    found = (find_labels(d.captions[0], [d.labels[k] for k in self._pairs(d)]) for d in self.descriptions)
+    return sum(place is None for places in found for place in places)
+
+
 @patch
 def __getitem__(self: GranDf, i: int) -> Sample:
     described = self.descriptions[i]

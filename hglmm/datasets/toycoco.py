@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 # %% ../../nbs/datasets/19_toycoco.ipynb #7edec840
-ROOMS = ("things", "world", "sayings", "formats", "files")  # of hglmm.toy
+ROOMS = ("things", "world", "sayings", "formats", "quirks", "files")  # of hglmm.toy
 
 
 @cache

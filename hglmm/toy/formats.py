@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CATEGORIES', 'REFS', 'polygons', 'run_length', 'segmentation', 'picture_entry', 'instance_entries', 'panoptic_entry',
-           'narrative_entry', 'ref_entries', 'description_entries', 'labelme']
+           'narrative_entry', 'ref_entries', 'caption_entry', 'mask_entries', 'labelme']
 
 # %% ../../nbs/toy/03_formats.ipynb #cfabd102
 import contourpy
@@ -120,17 +120,15 @@ def ref_entries(s: Scene, image_id: int, name: str, dataset: str, split: str, rn
     return refs
 
 # %% ../../nbs/toy/03_formats.ipynb #3030e307
-def description_entries(s: Scene, image_id: int, said: list[Utterance]) -> tuple[dict, list[dict]]:
-    "GranD-f: the caption with its phrases, and one mask per phrase. Ids are texts there, and name the picture's file."
-    grounded = [u for u in said if u.labels]
-    name = f"{image_id:012d}"
-    caption = {"id": image_id, "image_id": name, "caption": as_text(said), "labels": [u.text for u in grounded]}
-    masks = [np.isin(s.labels, u.labels) for u in grounded]
-    found = [
-        {"id": image_id * 100 + k, "image_id": name, "category_id": 1, "segmentation": run_length(m), "area": int(m.sum()), "bbox": _box(m), "iscrowd": 0}
-        for k, m in enumerate(masks)
-    ]
-    return caption, found
+def caption_entry(name: str, said: list[Utterance]) -> dict:
+    "GranD-f: a caption of a picture and its phrases."
+    return {"image_id": name, "caption": as_text(said), "labels": [u.text for u in said if u.labels]}
+
+
+def mask_entries(s: Scene, name: str, said: list[Utterance]) -> list[dict]:
+    "GranD-f: one mask per phrase of a caption."
+    masks = [np.isin(s.labels, u.labels) for u in said if u.labels]
+    return [{"image_id": name, "category_id": 1, "segmentation": run_length(m), "area": int(m.sum()), "bbox": _box(m), "iscrowd": 0} for m in masks]
 
 
 def _outlines(mask: np.ndarray) -> list[list[list[float]]]:
@@ -139,10 +137,10 @@ def _outlines(mask: np.ndarray) -> list[list[list[float]]]:
     return [np.rint(line[:-1] - 1).tolist() for line in lines if len(line) > 3]
 
 
-def labelme(s: Scene, name: str, question: str, long: bool, members: list[int]) -> dict:
-    "ReasonSeg: a question, and the answer's outline."
+def labelme(s: Scene, name: str, wordings: list[str], long: bool, members: list[int]) -> dict:
+    "ReasonSeg: a question in one or several wordings, and the outlines of what answers it."
     shapes = [
         {"label": "target", "labels": ["target"], "shape_type": "polygon", "image_name": name, "group_id": None, "flags": {}, "points": points}
         for i in members for points in _outlines(s.mask(i))
     ]  # fmt: skip
-    return {"text": [question], "is_sentence": long, "shapes": shapes}
+    return {"text": wordings, "is_sentence": long, "shapes": shapes}

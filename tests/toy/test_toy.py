@@ -1,6 +1,6 @@
 """The toy world stays what it is: the same seeds give the same pictures, sayings and files, byte for byte.
 
-The digests below were taken before the world moved into `hglmm.toy`. Of pictures and panoptic pngs they hold the pixels, as the bytes of a file depend on
+The digests of scenes and sayings were taken before the world moved into `hglmm.toy`, those of files when quirks came into them (version 5). Of pictures and panoptic pngs they hold the pixels, as the bytes of a file depend on
 the library that wrote it; Pillow 10.4, 11.3, 12.0 and 13.0 draw the same. Who changes the world on purpose raises `files.VERSION` and puts the new digests here.
 """
 
@@ -13,41 +13,41 @@ import pytest
 from PIL import Image
 
 from hglmm.datasets import toycoco
-from hglmm.toy import files, formats, sayings, things, world
+from hglmm.toy import files, formats, quirks, sayings, things, world
 
 SCENES = {"train": "5b804578284ed56f", "val": "842d830af2d8b9ad", "test": "c09b51fdc2359b50"}  # of the first 20 pictures
 SAYINGS = {"train": "b977b9b5073fb1ae", "val": "116a5d4a29c112e6", "test": "d6ea74efa0901e2a"}  # and of what is said about them
 EASY = "cd2c7e63d7f3a6a5"  # pictures of one and two groups
 FILES = {
-    "GCG/GranDf/annotations/val_test/test_gcg_coco_caption_gt.json": "dd0e568f67aff762",
-    "GCG/GranDf/annotations/val_test/test_gcg_coco_mask_gt.json": "e3601205689e7978",
-    "GCG/GranDf/annotations/val_test/val_gcg_coco_caption_gt.json": "30043f0b48cab783",
-    "GCG/GranDf/annotations/val_test/val_gcg_coco_mask_gt.json": "a00a6ad916153856",
-    "GCG/GranDf_HA_images/val_test/*.jpg": "337d5d713ae1d4cf",
+    "GCG/GranDf/annotations/val_test/test_gcg_coco_caption_gt.json": "1a9f150ebb18d59c",
+    "GCG/GranDf/annotations/val_test/test_gcg_coco_mask_gt.json": "20c0e036cd5385fb",
+    "GCG/GranDf/annotations/val_test/val_gcg_coco_caption_gt.json": "9b9f0073ba594824",
+    "GCG/GranDf/annotations/val_test/val_gcg_coco_mask_gt.json": "fc5235f7b6cc2373",
+    "GCG/GranDf_HA_images/val_test/*.jpg": "d668f6e0e376fbde",
     "coco/annotations/panoptic_train2017.json": "60a13fdf0450b4b6",
     "coco/annotations/panoptic_train2017/*.png": "4e82c66e24e1b4dd",
-    "coco/annotations/panoptic_val2017.json": "81359ddd30a7fbc9",
-    "coco/annotations/panoptic_val2017/*.png": "63e1eab2b2e8c741",
+    "coco/annotations/panoptic_val2017.json": "3297b031d3f0916e",
+    "coco/annotations/panoptic_val2017/*.png": "a32175f6f20af1dc",
     "coco/annotations/png_coco_train2017.json": "cac5c851fbb41d00",
-    "coco/annotations/png_coco_val2017.json": "5ce14b24ccc5a172",
-    "coco/refcoco+/instances.json": "433c1018a88e42c3",
-    "coco/refcoco+/refs(unc).p": "21122cd523dc1f21",
-    "coco/refcoco/instances.json": "433c1018a88e42c3",
-    "coco/refcoco/refs(unc).p": "0cc8dda06da4e843",
-    "coco/refcocog/instances.json": "433c1018a88e42c3",
-    "coco/refcocog/refs(umd).p": "58ee29ab0c6d2882",
-    "coco/train2014/*.jpg": "de783b43ec3ca76d",
+    "coco/annotations/png_coco_val2017.json": "12a382cfe03aff33",
+    "coco/refcoco+/instances.json": "a889b0c307ee4106",
+    "coco/refcoco+/refs(unc).p": "1e158324ee5c07c7",
+    "coco/refcoco/instances.json": "a889b0c307ee4106",
+    "coco/refcoco/refs(unc).p": "9b3618465add5ceb",
+    "coco/refcocog/instances.json": "a889b0c307ee4106",
+    "coco/refcocog/refs(umd).p": "cd2d49dfbba423f1",
+    "coco/train2014/*.jpg": "6a1699ed7a26d1e2",
     "coco/train2017/*.jpg": "afcbe499b34f5a16",
-    "coco/val2017/*.jpg": "337d5d713ae1d4cf",
+    "coco/val2017/*.jpg": "2421767a43514a8f",
     "reason_seg/ReasonSeg/test/*.jpg": "f46362db0791df1c",
-    "reason_seg/ReasonSeg/test/*.json": "7f6c534aa364d538",
+    "reason_seg/ReasonSeg/test/*.json": "fcbc4cbc7827c9f3",
     "reason_seg/ReasonSeg/train/*.jpg": "a8c9b2cde663166e",
     "reason_seg/ReasonSeg/train/*.json": "51b7e1f0f924631d",
-    "reason_seg/ReasonSeg/val/*.jpg": "d48872b4789bbb24",
-    "reason_seg/ReasonSeg/val/*.json": "b0e20ae112e504b1",
-    "toycoco.json": "4998b38e5cc80ed4",
+    "reason_seg/ReasonSeg/val/*.jpg": "feddfa8847e19842",
+    "reason_seg/ReasonSeg/val/*.json": "11859b9039525c67",
+    "toycoco.json": "c734b0e8a8e2a095",
 }
-COUNTS = {"train": 7, "val": 6, "test": 5}
+COUNTS = {"train": 7, "val": 14, "test": 5}  # with the first large picture of `val`, and the one without a mask
 
 
 def digest(parts: list[bytes | str]) -> str:
@@ -130,7 +130,7 @@ def test_what_was_interrupted_does_not_look_finished(tmp_path: Path, monkeypatch
 
 
 def test_the_old_door_leads_to_every_name() -> None:
-    for room in (things, world, sayings, formats, files):
+    for room in (things, world, sayings, formats, quirks, files):
         assert all(getattr(toycoco, name) is getattr(room, name) for name in room.__all__)
     assert files.__name__ == f"hglmm.toy.{toycoco.ROOMS[-1]}" and toycoco.split_scene(seed=0, split="val", index=314).image.size[0] <= toycoco.SQUARE
     with pytest.raises(ImportError, match="esnure"):
