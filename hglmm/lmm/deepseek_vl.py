@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.modeling_utils import no_init_weights
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ..errors import CheckpointError, HGLMMError
@@ -87,7 +88,7 @@ def build(
             f"{config.get('model_type')!r}{f', without {absent}' if absent else ''}. Choose a recipe of that model's family."
         )
     try:
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), no_init_weights():
             return DeepSeekVLModel(config | {"language_config": old_text(config["language_config"], where)})
     except KeyError as error:
         raise CheckpointError(f"{where}: the field {error} is missing. Fetch the file again.") from error

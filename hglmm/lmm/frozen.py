@@ -38,7 +38,6 @@ class FrozenLMM(ABC):
     "A chat LMM that is only ever read."
 
     source: dict[str, Any] | None = None  # what was loaded, as `hub.source` gives it
-    tower: Path | None = None  # folder of a vision tower that is published apart from the rest
     sharded: Any = None  # the `sharding.Turns` of one that several processes share (notebook 16_sharding)
 
     def __init__(self, recipe: recipes.Recipe, model: nn.Module, tokenizer: Any):
@@ -175,7 +174,7 @@ def load(
     pinned = recipe.revision if where == recipe.lmm else None
     home = hub.local_folder(where, revision or pinned)
     lmm = _adapter(recipe.family).from_folder(recipe, str(home), device, DTYPES.get(dtype, dtype), device_map, folder)
-    lmm.source = hub.source(str(path or recipe.lmm), home, str(lmm.dtype).removeprefix("torch."), lmm.tower)
+    lmm.source = hub.source(str(path or recipe.lmm), home, str(lmm.dtype).removeprefix("torch."), getattr(lmm, "tower", None))
     if device_map is not None:  # what `generate` hands in and gets back is to be on one device, the decoder's memory where its layers are
         together = AlignDevicesHook(execution_device=lmm.device, io_same_device=True, skip_keys="past_key_values")
         add_hook_to_module(lmm.causal_lm, together, append=True)
