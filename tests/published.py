@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from hglmm import recipes
+
 Settings = dict[str, Any]
 
 # llava-hf/llava-1.5-7b-hf.
@@ -141,6 +143,32 @@ DEEPSEEK_CONVERTED: Settings = {  # deepseek-community/deepseek-vl-1.3b-chat: ht
 }  # fmt: skip
 
 
+# The other LLaVAs of llava-hf: the 13B's text_config and LLaVA-NeXT's fields in https://github.com/haotian-liu/LLaVA/issues/1378; the rest as transformers' conversion scripts write them.
+# LLaVA-1.6 as its authors publish it: config.json as PaddleMIX's test of its models quotes it; https://github.com/haotian-liu/LLaVA/pull/1115 for the Mistral's model_type.
+
+VICUNA_13B: Settings = VICUNA | {
+    "_name_or_path": "lmsys/vicuna-13b-v1.5", "hidden_size": 5120, "intermediate_size": 13824, "max_length": 4096, "num_attention_heads": 40, "num_hidden_layers": 40,
+    "num_key_value_heads": 40, "pad_token_id": 0,
+}  # fmt: skip
+MISTRAL: Settings = {
+    "_name_or_path": "mistralai/Mistral-7B-Instruct-v0.2", "architectures": ["MistralForCausalLM"], "intermediate_size": 14336, "max_position_embeddings": 32768, "model_type": "mistral",
+    "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "sliding_window": None, "torch_dtype": "bfloat16", "vocab_size": 32064,
+}  # fmt: skip
+TILES: Settings = {"image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]}
+NEXT: Settings = {k: v for k, v in LLAVA_2024.items() if k not in ("pad_token_id", "vocab_size")} | TILES | {
+    "architectures": ["LlavaNextForConditionalGeneration"], "model_type": "llava_next", "transformers_version": "4.39.0.dev0", "use_image_newline_parameter": True,
+}  # fmt: skip
+NEXT_PICTURES: Settings = CLIP_PICTURES | TILES | {"aspect_ratio_setting": "anyres", "image_processor_type": "LlavaNextImageProcessor", "processor_class": "LlavaNextProcessor"}
+VIP: Settings = {k: v for k, v in LLAVA_2024.items() if k not in ("vision_feature_layer", "vision_feature_select_strategy")} | {
+    "architectures": ["VipLlavaForConditionalGeneration"], "model_type": "vipllava", "projector_layernorm_eps": 1e-05, "vision_feature_layers": [-2, -5, -8, -11, 6],
+}  # fmt: skip
+AUTHORS_NEXT: Settings = {k: v for k, v in AUTHORS.items() if k not in ("max_length", "pretraining_tp")} | TILES | {
+    "_name_or_path": "./checkpoints/vicuna-7b-v1-6", "attention_bias": False, "attention_dropout": 0.0, "image_aspect_ratio": "anyres", "image_crop_resolution": 224, "image_split_resolution": 224,
+    "mm_patch_merge_type": "spatial_unpad", "mm_projector_lr": None, "mm_vision_tower_lr": 2e-06, "rope_theta": 10000.0, "tokenizer_model_max_length": 4096, "tokenizer_padding_side": "right",
+    "transformers_version": "4.36.2", "unfreeze_mm_vision_tower": True,
+}  # fmt: skip
+
+
 # Names of weights
 
 
@@ -163,6 +191,8 @@ def as_v5(key: str) -> str:
 
 def as_authors(key: str) -> str:
     "LLaVA's own code; the tower under the name it has where it was trained."
+    if key == "image_newline":
+        return "model.image_newline"
     key = key.replace("language_model.model.", "model.").replace("language_model.lm_head", "lm_head").replace("vision_tower.", "model.vision_tower.vision_tower.")
     return key.replace("multi_modal_projector.linear_1", "model.mm_projector.0").replace("multi_modal_projector.linear_2", "model.mm_projector.2")
 
@@ -209,7 +239,10 @@ _AUTHORS = dict(
 _HF = dict(recipe="llava_1_5_7b", where="llava-hf/llava-1.5-7b-hf", weights=shards(3))
 _DEEPSEEK = {"processor_config.json": DEEPSEEK_PROCESSOR, "tokenizer_config.json": DEEPSEEK_TOKENS, "generation_config.json": {"bos_token_id": 100000, "eos_token_id": 100001}}
 
-FOLDERS = (
+_NEXT = {"preprocessor_config.json": NEXT_PICTURES, "tokenizer_config.json": VICUNA_TOKENS | {"processor_class": "LlavaNextProcessor"}, "generation_config.json": GENERATION}
+_AUTHORS_NEXT = {**_AUTHORS, "weights": shards(3), "when": "main", "differs": "tiles, the tower among the weights, no preprocessor_config.json"}
+
+ALL = (
     Published(**_HF, when="a272c74 (2024)", differs="sizes left out, merges as words, no processor_config.json", config=LLAVA_2024, beside=_OLD),
     Published(**_HF, when="b234b80 (2025)", differs="processor_config.json, merges as pairs, image_token", config=LLAVA_2025, beside=_NEW, tokenizer="pairs"),
     Published(
@@ -256,4 +289,16 @@ FOLDERS = (
         "deepseek_vl_1_3b", "deepseek-community/deepseek-vl-1.3b-chat", "main", "converted for transformers of July 2025", DEEPSEEK_CONVERTED, _DEEPSEEK | {"preprocessor_config.json": DEEPSEEK_PICTURES},
         said="DeepSeek-VL as later versions of transformers have it", ask="Fetch the files that DeepSeek published, deepseek-ai/deepseek-vl-1.3b-chat",
     ),
+    Published("llava_1_5_13b", "llava-hf/llava-1.5-13b-hf", "2024", "as published, three shards", LLAVA_2024 | {"text_config": VICUNA_13B}, _OLD, weights=shards(3)),
+    Published("llava_1_5_13b", "llava-hf/llava-1.5-13b-hf", "2025", "processor_config.json, merges as pairs, image_token", LLAVA_2025 | {"text_config": VICUNA_13B}, _NEW, weights=shards(3), tokenizer="pairs"),
+    Published("llava_1_6_vicuna_7b", "llava-hf/llava-v1.6-vicuna-7b-hf", "2024", "tiles, as published", NEXT, _NEXT, weights=shards(3)),
+    Published("llava_1_6_vicuna_7b", "saved by transformers", "4.57", "`model.language_model.*`, `model.image_newline`", NEXT, _NEXT, weights=shards(3), tokenizer="pairs", names=as_v4),
+    Published(**_AUTHORS_NEXT | {"recipe": "llava_1_6_vicuna_7b", "where": "liuhaotian/llava-v1.6-vicuna-7b"}, config=AUTHORS_NEXT),
+    Published("llava_1_6_mistral_7b", "llava-hf/llava-v1.6-mistral-7b-hf", "2024", "tiles, as published, four shards", NEXT | {"text_config": MISTRAL}, _NEXT, weights=shards(4)),
+    Published(
+        **_AUTHORS_NEXT | {"recipe": "llava_1_6_mistral_7b", "where": "liuhaotian/llava-v1.6-mistral-7b", "weights": shards(4)},
+        config=AUTHORS_NEXT | {"model_type": "llava_mistral", "intermediate_size": 14336, "max_position_embeddings": 32768, "num_key_value_heads": 8, "rope_theta": 1000000.0, "sliding_window": None},
+    ),
+    Published("vip_llava_7b", "llava-hf/vip-llava-7b-hf", "2024", "five layers of the tower at once", VIP, _OLD, weights=shards(3)),
 )  # fmt: skip
+FOLDERS = tuple(folder for folder in ALL if folder.recipe in recipes.RECIPES)
