@@ -1,5 +1,8 @@
 """What published folders hold, as facts: names of files and of weights, fields and their values. Nothing here was copied as a file; where each was looked up stands beside it.
 
+Not found in public copies, and written as the libraries write them: whether llava-hf's and the authors' tokenizers say `legacy`, DeepSeek's tokenizer_config.json and generation_config.json, `torch_dtype` of
+DeepSeek's parts, the files of ViP-LLaVA beside its settings.
+
 Sizes are the published ones. `tests/lmm/test_real_folders.py` writes folders from this, with small sizes and seeded weights of the published names.
 """
 
@@ -143,7 +146,8 @@ DEEPSEEK_CONVERTED: Settings = {  # deepseek-community/deepseek-vl-1.3b-chat: ht
 }  # fmt: skip
 
 
-# The other LLaVAs of llava-hf: the 13B's text_config and LLaVA-NeXT's fields in https://github.com/haotian-liu/LLaVA/issues/1378; the rest as transformers' conversion scripts write them.
+# The other LLaVAs of llava-hf: the 13B's text_config and LLaVA-NeXT's fields in https://github.com/haotian-liu/LLaVA/issues/1378; the Mistral's in TensorRT-LLM's tests of its model; NeXT's picture settings as printed
+# in logs of users; ViP-LLaVA's as its conversion writes them, which are the defaults of its class (huggingface/transformers, models/vipllava/convert_vipllava_weights_to_hf.py, and llava_next's beside it).
 # LLaVA-1.6 as its authors publish it: config.json as PaddleMIX's test of its models quotes it; https://github.com/haotian-liu/LLaVA/pull/1115 for the Mistral's model_type.
 
 VICUNA_13B: Settings = VICUNA | {
@@ -158,7 +162,7 @@ TILES: Settings = {"image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], 
 NEXT: Settings = {k: v for k, v in LLAVA_2024.items() if k not in ("pad_token_id", "vocab_size")} | TILES | {
     "architectures": ["LlavaNextForConditionalGeneration"], "model_type": "llava_next", "transformers_version": "4.39.0.dev0", "use_image_newline_parameter": True,
 }  # fmt: skip
-NEXT_PICTURES: Settings = CLIP_PICTURES | TILES | {"aspect_ratio_setting": "anyres", "image_processor_type": "LlavaNextImageProcessor", "processor_class": "LlavaNextProcessor"}
+NEXT_PICTURES: Settings = CLIP_PICTURES | TILES | {"aspect_ratio_setting": "anyres", "do_pad": True, "image_processor_type": "LlavaNextImageProcessor", "processor_class": "LlavaNextProcessor"}
 VIP: Settings = {k: v for k, v in LLAVA_2024.items() if k not in ("vision_feature_layer", "vision_feature_select_strategy")} | {
     "architectures": ["VipLlavaForConditionalGeneration"], "model_type": "vipllava", "projector_layernorm_eps": 1e-05, "vision_feature_layers": [-2, -5, -8, -11, 6],
 }  # fmt: skip
