@@ -74,6 +74,7 @@ class Recipe:
     tiles: bool = False  # of an LMM that sees tiles of the picture too: F-LMM's heads read the attention over them as well
     system: str = ""  # stands before the first turn of a conversation; phrases that are given are read without it
     turn_end: str | None = None  # what stands behind an answer that another turn follows; None: the tokenizer's end of a text
+    tower: str | None = None  # of an LMM without its vision tower, as LLaVA's authors publish theirs: folder, or owner/name[@revision]; None: what config.json names
 
     @property
     def channels(self) -> int:
@@ -97,7 +98,7 @@ def _replace(owner: Any, name: str, value: Any) -> Any:
     return dataclasses.replace(owner, **{first: value})
 
 
-TIED = {"name": ("model_type", "text_type"), "family": ("model_type", "text_type"), "lmm": ("revision",)}
+TIED = {"name": ("model_type", "text_type"), "family": ("model_type", "text_type"), "lmm": ("revision", "tower")}
 
 
 def replace(
@@ -114,7 +115,7 @@ def replace(
     return recipe
 
 # %% ../nbs/05_recipes.ipynb #59d15c1b
-LATER = {"tiles": False, "system": "", "turn_end": None}  # fields that are left out where they hold this
+LATER = {"tiles": False, "system": "", "turn_end": None, "tower": None}  # fields that are left out where they hold this
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:

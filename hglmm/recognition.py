@@ -17,7 +17,7 @@ from .checkpoints.store import CONFIG, training_states
 from .errors import CheckpointError, SettingError, unknown
 from .heads import loading
 from .heads.files import find_head, says_head
-from .lmm import toy_tower  # noqa: F401
+from .lmm import authors, toy_tower  # noqa: F401
 from .lmm.weights import read_json
 from .paths import existing, places
 from .recipes import Recipe
@@ -72,17 +72,20 @@ def _deepseek_tower(config: dict[str, Any]) -> dict[str, Any]:
 # %% ../nbs/21_recognition.ipynb #eaf75ad7
 def facts_of(
     config: dict[str, Any],  # config.json of an LMM
+    folder: Path = Path(),  # where that is: a vision tower may lie beside it
 ) -> dict[str, Any]:  # by name; None: not to be known
     "What an LMM is, as far as a recipe could tell it from others."
     kind = config.get("model_type")
     if kind == "multi_modality":
         makes = any(key.startswith("gen_") for key in config)  # Janus is built on the same towers, and draws pictures too
         return {"model_type": f"{kind} that generates pictures" if makes else kind, **_text_facts(_part(config, "language_config")), **_deepseek_tower(config)}
-    authors = any(key in config for key in ("mm_vision_tower", "mm_projector_type", "mm_hidden_size")) and "vision_config" not in config
-    if kind in ("llava", "llava_next", "vipllava") and not authors:
+    if authors.is_authors(config):
+        try:
+            return facts_of(authors.translated(config, folder))
+        except CheckpointError:  # it says why when it is loaded
+            return {"model_type": f"{kind} in the layout of LLaVA's authors", **_text_facts(config | {"model_type": "llama"})}
+    if kind in ("llava", "llava_next", "vipllava"):
         return {"model_type": kind, **_text_facts(_part(config, "text_config")), **_llava_tower(config)}
-    if authors:
-        return {"model_type": f"{kind} in the layout of LLaVA's authors", **_text_facts(config | {"model_type": "llama"})}
     names = ("text_config", "language_config", "llm_config")
     text = next((_part(config, name) for name in names if _part(config, name)), {key: value for key, value in config.items() if not isinstance(value, dict)})
     return {"model_type": kind, **_text_facts({"model_type": "unknown", **text})}
@@ -129,7 +132,7 @@ def recipe_of_lmm(
     name: str = "",  # for messages; empty: the folder
 ) -> Recipe:
     "The one recipe that fits the LMM in a folder."
-    name, facts = name or str(folder), facts_of(read_json(folder / "config.json"))
+    name, facts = name or str(folder), facts_of(read_json(folder / "config.json"), folder)
     own = [r for r in recipes.RECIPES.values() if any(p.is_dir() and p.samefile(folder) for p in places(r.lmm))]
     wrong = {r.name: misfits(facts, r) for r in recipes.RECIPES.values()}
     fitting = own or [recipes.get(n) for n, said in wrong.items() if not said]
@@ -162,7 +165,7 @@ def _on_hub(
     advice = f"Known recipes: {', '.join(recipes.RECIPES)}."
     folder = fetch(hub["name"], [CONFIG], advice, **version)
     if is_lmm(folder):
-        return recipe_of_lmm(folder, hub["name"]), hub["name"], None
+        return recipe_of_lmm(folder, hub["name"]), name, None  # the revision that stands with it is to reach the weights
     head = find_head(name, revision)
     return loading.recipe_of(loading.read(head)), None, head
 

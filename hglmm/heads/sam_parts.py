@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import SamConfig, SamImageProcessor, SamModel, SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
-from ..checkpoints.hub import fetch
+from ..checkpoints.hub import HUB_NAME, fetch
 from ..checkpoints.store import accounted, blueprint, read_file
 from ..errors import CheckpointError
 from ..paths import places
@@ -89,7 +89,7 @@ ADVICE = (
 
 
 def place_of(
-    sam: str | Path | None = None,  # folder, file, or name on the hub; None: not said
+    sam: str | Path | None = None,  # folder, file, or name on the hub, owner/name or owner/name@revision; None: not said
 ) -> str:
     "Where SAM is to be looked for."
     return str(sam or os.environ.get(VARIABLE) or DEFAULT)
@@ -102,8 +102,10 @@ def find(
     for path in places(place):
         if path.exists():
             return path
+    hub = HUB_NAME.fullmatch(place)
+    version = {"revision": hub["revision"]} if hub and hub["revision"] else {}
     for name in FILES:
-        folder = fetch(place, ["config.json", name], ADVICE)
+        folder = fetch(hub["name"] if hub else place, ["config.json", name], ADVICE, **version)
         if (folder / name).exists():
             break
     return folder

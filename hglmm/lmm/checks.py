@@ -45,9 +45,11 @@ def check_vocabulary(
     tokenizer: Any,
     words: int,  # rows of the embedding
     image_token: int | None = None,  # its id, if the configuration says so
+    lent: bool = False,  # the image token is ours and has no row: it marks where the picture goes, and is never looked up
 ) -> None:
     "The tokenizer must be that of the weights."
-    last, own = max(tokenizer.get_vocab().values()), tokenizer.convert_tokens_to_ids(recipe.image_token)
+    own = tokenizer.convert_tokens_to_ids(recipe.image_token)
+    last = max(k for k in tokenizer.get_vocab().values() if not (lent and k == own))
     if last >= words:
         raise CheckpointError(f"{path}: the tokenizer gives ids up to {last}, config.json says the model has {words} (vocab_size). Fetch both from one place.")
     if image_token is not None and image_token != own:

@@ -13,6 +13,7 @@ import numpy as np
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from ..errors import CheckpointError
+from . import authors
 from .hub import read_json
 
 # %% ../../nbs/lmm/08_config.ipynb #9c4f5c85
@@ -51,25 +52,16 @@ def old_text(
             raise _no(where, f"heads of {text['head_dim']} numbers that do not make up the width of {text['hidden_size']}")
     return old
 
-# %% ../../nbs/lmm/08_config.ipynb #d6a9ae61
-def _check_authors(content: dict[str, Any], where: Path) -> None:
-    "Raise if these are the settings of LLaVA's own code."
-    if found := [name for name in ("mm_vision_tower", "mm_projector_type", "mm_hidden_size") if name in content and "vision_config" not in content]:
-        tower = content.get("mm_vision_tower", "another repository")
-        raise CheckpointError(
-            f"{where}: a LLaVA as its authors publish it (model_type {content.get('model_type')!r}, {', '.join(found)}). It says nothing of the vision tower, which is in {tower}. "
-            "Fetch the same model in the layout of transformers, such as llava-hf/llava-1.5-7b-hf."
-        )
-
 # %% ../../nbs/lmm/08_config.ipynb #518b4e87
 def read_config(
     folder: Path,  # in the hub's layout
     kinds: tuple[str, ...],  # `model_type`s that will do
+    tower: str | None = None,  # of the recipe: where the vision tower of the authors' layout is
 ) -> PretrainedConfig:
     "A LLaVA's configuration, of whichever version."
     where = folder / "config.json"
     content = read_json(where)
-    _check_authors(content, where)
+    content = authors.translated(content, folder, tower) if authors.is_authors(content) else content
     if content.get("model_type") not in kinds:
         raise CheckpointError(
             f"{folder}: model_type {content.get('model_type')!r} in config.json; expected {'one of ' if len(kinds) > 1 else ''}{', '.join(kinds)}. Choose a recipe of that model's family."
@@ -89,7 +81,7 @@ def read_config(
         raise CheckpointError(f"{where}: cannot be read, {wrong[0]} is {content[wrong[0]]!r:.60}; expected an object. Fetch the file again.")
     text = content.get("text_config", {})
     try:
-        old = {k: v for k, v in content.items() if k not in ("image_token_id", "dtype")} | {"vision_feature_layer": layer}
+        old = {k: v for k, v in content.items() if k not in ("image_token_id", "dtype", "vocab_size")} | {"vision_feature_layer": layer}
         if tokens:
             old["image_token_index"] = tokens.pop()
         shared = {k: content[k] for k in ("tie_word_embeddings",) if k in content and k not in text}
@@ -104,14 +96,22 @@ def read_config(
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # where a file leaves them out
 
 
+def _of_tower(folder: Path, name: str) -> tuple[Path, dict[str, Any] | None]:
+    "Where the settings of the authors' layout are, which has none: with the tower, or CLIP's."
+    place = authors.settings_folder(name, folder)
+    return (folder, {}) if place is None else (place / "preprocessor_config.json", None)
+
+
 def picture_settings(
     folder: Path,
+    tower: str | None = None,  # of the recipe: where the vision tower of the authors' layout is
 ) -> tuple[np.ndarray, np.ndarray, float]:  # mean and std (3,) of colours in 0..1, factor from 0..255 to 0..1
     "What a LLaVA's picture processor does to colours."
-    path, said = folder / "preprocessor_config.json", None
-    other = folder / "processor_config.json"
+    path, other, said = folder / "preprocessor_config.json", folder / "processor_config.json", None
     if not path.is_file() and other.is_file():
         path, said = other, read_json(other).get("image_processor")
+    elif not path.is_file() and authors.is_authors(config := read_json(folder / "config.json")):
+        path, said = _of_tower(folder, authors.tower_name(config, tower))
     said = read_json(path) if said is None else said
     try:
         mean, std = (np.array(said.get(name) or usual, np.float32) for name, usual in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)))

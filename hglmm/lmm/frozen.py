@@ -183,7 +183,7 @@ def _adapter(family: str) -> type[FrozenLMM]:
 # %% ../../nbs/lmm/05_frozen.ipynb #0e57f10a
 def load(
     recipe: "recipes.Recipe | str",
-    path: str | Path | None = None,  # hub name or local folder; None: the recipe's
+    path: str | Path | None = None,  # local folder or hub name, owner/model or owner/model@revision; None: the recipe's
     device: str | torch.device | None = None,  # None: a GPU if there is one
     dtype: str | torch.dtype | None = None,  # None: the recipe's
     device_map: "str | dict[str, Any] | None" = None,  # instead of `device`: spread over several; `"auto"`, or device or "disk" by module name
@@ -203,7 +203,7 @@ def load(
     pinned = recipe.revision if where == recipe.lmm else None
     home = hub.local_folder(where, revision or pinned)
     lmm = _adapter(recipe.family).from_folder(recipe, str(home), device, DTYPES.get(dtype, dtype), device_map, folder)
-    lmm.source = hub.source(str(path or recipe.lmm), home, str(lmm.dtype).removeprefix("torch."))
+    lmm.source = hub.source(str(path or recipe.lmm), home, str(lmm.dtype).removeprefix("torch."), getattr(lmm, "tower", None))
     if device_map is not None:  # what `generate` hands in and gets back is to be on one device, the decoder's memory where its layers are
         together = AlignDevicesHook(execution_device=lmm.device, io_same_device=True, skip_keys="past_key_values")
         add_hook_to_module(lmm.causal_lm, together, append=True)
@@ -338,7 +338,7 @@ def features(
         raise DataError(f"letterbox: {self.recipe.name!r} sees tiles, and how they lie depends on the picture's size. Give the letterbox that `prepare` gave with the pixels.")
     if len(input_ids) != len(phrase_ids):
         raise DataError(f"phrase_ids: {len(phrase_ids)} of them, expected {len(input_ids)}, one for each of input_ids.")
-    if bool((strange := (input_ids < 0) | (input_ids >= words)).any()):
+    if bool((strange := ((input_ids < 0) | (input_ids >= words)) & (input_ids != self.image_token)).any()):
         raise DataError(f"input_ids: {input_ids[strange].tolist()[:5]} are no tokens; {self.recipe.name!r} has 0 to {words - 1}.")
     members = _members(phrase_ids.tolist(), int(phrase_ids.max()) + 1 if len(phrase_ids) else 0)
     if marked := sorted({int(k) for k in phrase_ids[input_ids == self.image_token]} - {phrase_tokens.NO_PHRASE}):

@@ -13,12 +13,13 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from .. import fingerprints
+from ..checkpoints.hub import HUB_NAME
 from ..errors import CheckpointError, SettingError
 from ..paths import places
 
 # %% ../../nbs/lmm/04_hub.ipynb #e6654b49
 def find_weights(
-    where: str | Path,  # hub name or folder
+    where: str | Path,  # folder, or hub name: owner/model or owner/model@revision
 ) -> str:  # folder if there is one, else the hub name
     "Where the weights of an LMM are."
     for folder in places(where):
@@ -26,7 +27,7 @@ def find_weights(
             if not (folder / "config.json").exists():
                 raise CheckpointError(f"{folder}: no config.json here. Expected a folder in the hub's layout (config, weights, tokenizer).")
             return str(folder)
-    if str(where).count("/") == 1 and not str(where).startswith((".", "/", "~", "checkpoints/")):
+    if HUB_NAME.fullmatch(str(where)) and not str(where).startswith("checkpoints/"):
         return str(where)
     raise CheckpointError(f"{where}: no such folder, and not a hub name (owner/model). What comes with the project is found in a checkout of hglmm and with "
                           "an editable install of one; checkpoints/README.md says where other weights go.")  # fmt: skip
@@ -37,23 +38,25 @@ FETCHED = ([*BESIDE, "model*.safetensors"], [*BESIDE, "pytorch_model*.bin"])
 
 
 def local_folder(
-    where: str | Path,  # folder in the hub's layout, or hub name
-    revision: str | None = None,  # on the hub: branch, tag or commit; None: the newest
+    where: str | Path,  # folder in the hub's layout, or hub name: owner/model or owner/model@revision
+    revision: str | None = None,  # on the hub, if `where` does not say: branch, tag or commit; None: the newest
 ) -> Path:
     "The folder itself, or the hub's files in the local cache."
     if Path(where).is_dir():
         if revision is not None:
             raise SettingError(f"revision={revision!r} says which of the hub's versions to fetch, but {where} is a folder here. Leave the revision out, or give the hub's name.")
         return Path(where)
+    hub = HUB_NAME.fullmatch(str(where))
+    name, revision = (hub["name"], hub["revision"] or revision) if hub else (str(where), revision)
     try:
         for patterns in FETCHED:
-            folder = Path(snapshot_download(str(where), revision=revision, allow_patterns=patterns))
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
             if list(folder.glob(patterns[-1])):
                 break
     except (OSError, ValueError) as error:
         which = f" at revision {revision!r}" if revision else ""
         raise CheckpointError(
-            f"{where}{which}: cannot be fetched from the hub ({error}). Download it elsewhere and give the folder's path instead; checkpoints/README.md says how."
+            f"{name}{which}: cannot be fetched from the hub ({error}). Download it elsewhere and give the folder's path instead; checkpoints/README.md says how."
         ) from error
     return folder
 
@@ -62,10 +65,12 @@ def source(
     where: str,  # what was asked for: folder or hub name
     folder: Path,  # where that was found
     dtype: str,
+    tower: Path | None = None,  # folder of a vision tower that is published apart
 ) -> dict[str, Any]:  # path, revision (the hub's commit, or None), files {name: {size, digest}}, dtype
     "What tells a loaded LMM from another."
     revision = folder.name if folder.parent.name == "snapshots" else None  # as the hub's cache is laid out
-    return {"path": str(where), "revision": revision, "files": fingerprints.of_weights(folder), "dtype": dtype}
+    apart = {f"tower/{name}": said for name, said in fingerprints.of_weights(tower).items()} if tower else {}
+    return {"path": str(where), "revision": revision, "files": fingerprints.of_weights(folder) | apart, "dtype": dtype}
 
 # %% ../../nbs/lmm/04_hub.ipynb #a60fd947
 def read_json(path: Path) -> dict:

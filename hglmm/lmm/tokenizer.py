@@ -132,6 +132,13 @@ def _content(token: Any) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 
+def _bare(token: Any) -> Any:
+    "A special token as `special_tokens_map.json` has it: transformers says itself that it is one, and of which class."
+    if isinstance(token, list):
+        return [_bare(t) for t in token]
+    return {k: v for k, v in token.items() if k not in ("special", "__type")} if isinstance(token, dict) else token
+
+
 def old_settings(
     settings: dict[str, Any],  # of tokenizer_config.json or special_tokens_map.json
 ) -> dict[str, Any]:
@@ -180,6 +187,7 @@ def _copy(folder: Path, room: Path, model_only: bool) -> dict[str, Any]:
             content = old_tokenizer(read_json(folder / name))
         elif name in ("tokenizer_config.json", "special_tokens_map.json"):
             content = old_settings(read_json(folder / name))
+            content = {k: _bare(v) for k, v in content.items()} if name == "special_tokens_map.json" else content
         else:
             shutil.copyfile(folder / name, room / name)
             continue
@@ -232,9 +240,13 @@ def read_tokenizer(folder: Path) -> Any:
 def load_tokenizer(
     recipe: Recipe,
     path: str | Path,  # folder
+    lend: bool = False,  # give it the image token if it has none, behind its vocabulary
 ) -> Any:
     "The tokenizer of an LMM, which must know the recipe's image token."
     tokenizer = read_tokenizer(Path(path))
-    if tokenizer.convert_tokens_to_ids(recipe.image_token) in (None, tokenizer.unk_token_id):
+    unknown = (None, tokenizer.unk_token_id)
+    if lend and tokenizer.convert_tokens_to_ids(recipe.image_token) in unknown:
+        tokenizer.add_special_tokens({"additional_special_tokens": [recipe.image_token]}, replace_additional_special_tokens=False)
+    if tokenizer.convert_tokens_to_ids(recipe.image_token) in unknown:
         raise CheckpointError(f"{path}: the tokenizer does not know {recipe.image_token!r}, where the picture goes. Fetch tokenizer.json again.")
     return tokenizer

@@ -1,7 +1,8 @@
-"A revision of the hub reaches configuration, tokenizer, picture settings and weights alike. The hub is a process on this machine."
+"A revision of the hub reaches all that is fetched: configuration, tokenizer, picture settings and weights alike; SAM, a tower and a head have their own. The hub is a process on this machine."
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ COMMITS = {"main": "a" * 40, "before": "b" * 40}
 
 
 class Versions(Hub):
-    "The same repository at two revisions."
+    "The same repositories at two revisions."
 
     repositories: dict[str, dict[str, bytes]] = {}
     asked: list[str] = []
@@ -34,9 +35,9 @@ class Versions(Hub):
             revision = {commit: name for name, commit in COMMITS.items()}.get(parts[at], parts[at])
             if revision not in COMMITS:
                 return self.answer({"error": "Revision not found"}, 404, **{"X-Error-Code": "RevisionNotFound"})
-            self.path, self.commit = self.path.replace("me/toy", f"me/toy-{revision}"), COMMITS[revision]
+            self.path, self.commit = re.sub(r"(me/\w+)", rf"\1-{revision}", self.path, count=1), COMMITS[revision]
         else:
-            self.path, self.commit = self.path.replace("me/toy", "me/toy-main"), COMMITS["main"]
+            self.path, self.commit = re.sub(r"(me/\w+)", r"\1-main", self.path, count=1), COMMITS["main"]
         super().do_GET()
 
     do_HEAD = do_GET
@@ -46,18 +47,32 @@ PROGRAM = """
 import json, sys
 from hglmm import recipes
 from hglmm.errors import CheckpointError
+from hglmm.heads import sam_parts
+from hglmm.heads.files import find_head
+from hglmm.lmm import authors
 from hglmm.lmm.frozen import FrozenLMM
+from hglmm.recognition import recognise
 
 toy = recipes.replace("toy_llava", lmm="me/toy")
 said = {}
-for name, recipe, revision in [("newest", toy, None), ("given", toy, "before"), ("recipe", recipes.replace(toy, revision="before"), None), ("commit", toy, "b" * 40)]:
-    lmm = FrozenLMM.load(recipe, device="cpu", revision=revision)
+asked = [
+    ("newest", toy, None, None), ("given", toy, None, "before"), ("recipe", recipes.replace(toy, revision="before"), None, None), ("commit", toy, None, "b" * 40),
+    ("behind the name", toy, "me/toy@before", None), ("its own goes first", toy, "me/toy@before", "main"), ("in the recipe", recipes.replace(toy, lmm="me/toy@before"), None, None),
+    ("recognised", *recognise("me/toy@before")[:2], None),
+]
+for name, recipe, path, revision in asked:
+    lmm = FrozenLMM.load(recipe, path, device="cpu", revision=revision)
     bias = float(lmm.model.multi_modal_projector.linear_1.bias[0])
     said[name] = [lmm.source["revision"], bias, float(lmm.mean[0]), lmm.tokenizer.model_max_length, lmm.reach, lmm.source["path"], len(lmm.source["files"])]
 try:
     FrozenLMM.load(toy, device="cpu", revision="never")
 except CheckpointError as error:
     said["never"] = str(error)
+for place in ("me/sam", "me/sam@main", "me/sam@before"):
+    said[place] = json.loads((sam_parts.find(place) / "config.json").read_text())["mark"]
+for place in ("me/sam@main", "me/sam@before"):
+    said[f"tower {place}"] = json.loads((authors.tower_folder(place, sam_parts.Path("nowhere")) / "config.json").read_text())["mark"]
+    said[f"head {place}"] = json.loads((find_head(place) / "config.json").read_text())["mark"]
 print(json.dumps(said))
 """
 
@@ -81,7 +96,9 @@ def files_of(mark: float) -> dict[str, bytes]:
 
 
 def test_a_revision_reaches_everything(tmp_path):
+    small = {"me/sam-main": 1.0, "me/sam-before": 2.0}  # what is read of it here is its config.json
     Versions.repositories = {"me/toy-main": files_of(1.0), "me/toy-before": files_of(2.0)}
+    Versions.repositories |= {name: {"config.json": json.dumps({"mark": mark}).encode(), "model.safetensors": b"x"} for name, mark in small.items()}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Versions)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and not k.lower().endswith("_proxy")}
@@ -94,9 +111,12 @@ def test_a_revision_reaches_everything(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     assert "me/toy at revision 'never': cannot be fetched from the hub" in said.pop("never")
+    marks = {place: said.pop(place) for place in [*said] if "me/sam" in place}
+    assert len(marks) == 7 and marks == {place: 2.0 if "before" in place else 1.0 for place in marks}
+    assert len(said) == 8
     for name, (revision, bias, mean, most_tokens, reach, path, files) in said.items():
         mark = 1.0 if name == "newest" else 2.0
-        assert revision == COMMITS["main" if name == "newest" else "before"] and path == "me/toy" and files > 5, name
+        assert revision == COMMITS["main" if name == "newest" else "before"] and path.partition("@")[0] == "me/toy" and files > 5, name
         assert (bias, mean, most_tokens, reach) == (mark, mark / 4, 1000 * mark, 1000 * mark), name
 
 
