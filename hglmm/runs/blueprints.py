@@ -6,7 +6,7 @@
 __all__ = ['CLIP', 'MLPS', 'PINPOINTS', 'llava_config', 'deepseek_config', 'config_of', 'empty_model', 'filled', 'lmm_of',
            'random_lmm']
 
-# %% ../../nbs/runs/31_blueprints.ipynb #6b3ec34a
+# %% ../../nbs/runs/31_blueprints.ipynb #7c500b6e
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ from ..lmm.hub import read_json
 from ..paths import existing
 from . import speed
 
-# %% ../../nbs/runs/31_blueprints.ipynb #7161ef00
+# %% ../../nbs/runs/31_blueprints.ipynb #3eff31bf
 CLIP = dict(model_type="clip_vision_model", hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14, projection_dim=768)
 MLPS = {4096: 11008, 5120: 13824}  # LLaMA's, by width
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # LLaVA-NeXT's cuts of a picture: heights and widths of all tiles
@@ -67,7 +67,7 @@ def config_of(
         raise SettingError(f"{path}: no folder with a config.json. Give that of the LMM, or leave it out for the sizes that were published.")
     return (deepseek_config if recipe.family == "deepseek_vl" else llava_config)(recipe), "the sizes that were published"
 
-# %% ../../nbs/runs/31_blueprints.ipynb #c46e42d1
+# %% ../../nbs/runs/31_blueprints.ipynb #584e2047
 def empty_model(recipe: recipes.Recipe, config: dict[str, Any]) -> nn.Module:
     "Modules without weights."
     if recipe.family == "deepseek_vl":

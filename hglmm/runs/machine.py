@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHARE', 'ENOUGH', 'Machine', 'said', 'now', 'clocked', 'measured']
 
-# %% ../../nbs/runs/32_machine.ipynb #3aad45e5
+# %% ../../nbs/runs/32_machine.ipynb #9d8ece30
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from torch import nn
 from ..recipes import Recipe
 from .tally import Count
 
-# %% ../../nbs/runs/32_machine.ipynb #b471f20e
+# %% ../../nbs/runs/32_machine.ipynb #a1b3a17b
 SHARE = 0.4  # of the operations per second that a data sheet names, what products of these sizes may reach
 ENOUGH = 0.2  # seconds that a measurement goes on for, unless one try takes longer
 
@@ -49,7 +49,7 @@ def said(
     "A machine that is not at hand."
     return Machine(SHARE * flops, source=f"assumed: {SHARE:.0%} of the {flops / 1e12:g} TFLOP/s that were given, in products alone; what else takes time is not known")
 
-# %% ../../nbs/runs/32_machine.ipynb #8d173ead
+# %% ../../nbs/runs/32_machine.ipynb #ac2fccfe
 def now(device: torch.device) -> float:
     "Seconds. One thread on a CPU is timed by what it gets of the CPU, so that other programs do not count."
     if device.type == "cuda":
