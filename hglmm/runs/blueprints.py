@@ -88,7 +88,7 @@ def filled(
     model.load_state_dict({name: make(name, tensor.shape) for name, tensor in model.state_dict().items()}, assign=True)
     return model
 
-
+# %% ../../nbs/runs/31_blueprints.ipynb #c65ed5ff
 def lmm_of(
     recipe: recipes.Recipe,
     model: nn.Module,
@@ -111,7 +111,7 @@ class _NoWords:
     def convert_tokens_to_ids(self, token: str) -> int:
         return 0
 
-
+# %% ../../nbs/runs/31_blueprints.ipynb #ff515e71
 def random_lmm(
     recipe: recipes.Recipe | str,
     device: torch.device | str = "cpu",

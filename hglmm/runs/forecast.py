@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from PIL import Image
 
 from .. import devices, inference, recipes
@@ -31,7 +32,7 @@ from . import machine as machines
 from .blueprints import random_lmm
 from .feature_cache import _bytes, _hours
 from .machine import Machine, clocked
-from .needs import AROUND, PICTURE, Ask, Needs, head_of, needs
+from .needs import AROUND, PICTURE, Ask, Needs, head_of, needs, weights_alone
 from .speed import _resident, _return_freed, example
 from .tasks import TASKS
 
@@ -74,7 +75,7 @@ def head_time(
     head.eval()
     return clocked(lambda: inference.probabilities(head, [one], autocast), device)
 
-
+# %% ../../nbs/runs/34_forecast.ipynb #a30104e3
 def prepare_time(recipe: Recipe, device: torch.device) -> float:  # seconds
     "A picture is brought to its square and made a tensor."
     image, box = Image.new("RGB", PICTURE), Letterbox.fit(*PICTURE, recipe.image_size)
@@ -135,29 +136,32 @@ class Forecast:
             found["speaking"] = needs.words * machine.word(needs.language, needs.step) / needs.at_once
         return found
 
-    @property
-    def kept(self) -> float:
-        "Seconds of a sample whose features are found."
-        rows = self.ask.feature_cache == "rows"
-        return self.machine.seconds(self.needs.seeing if rows else self.needs.levels) + self.sample["preparing"] + self.sample["drawing"]
+# %% ../../nbs/runs/34_forecast.ipynb #adaa473c
+@patch(as_prop=True)
+def kept(self: Forecast) -> float:
+    "Seconds of a sample whose features are found."
+    rows = self.ask.feature_cache == "rows"
+    return self.machine.seconds(self.needs.seeing if rows else self.needs.levels) + self.sample["preparing"] + self.sample["drawing"]
 
-    @property
-    def seconds(self) -> float:
-        "Of the whole run, by the clock, on all devices."
-        processes, once = (1 if self.ask.device_map else self.ask.gpus), sum(self.sample.values())
-        epochs, samples = self.ask.epochs, self.ask.samples / processes
-        if self.ask.task != "train" or self.ask.feature_cache == "off" or epochs <= 1:
-            return epochs * samples * once
-        later = self.ask.repeats * self.kept + (1 - self.ask.repeats) * once
-        return samples * (once + (epochs - 1) * later)
 
-    @property
-    def disk(self) -> int:
-        "Bytes that the feature cache takes."
-        if self.ask.task != "train" or self.ask.feature_cache == "off":
-            return 0
-        each = self.ask.phrases * self.needs.phrase_bytes + self.needs.sample_bytes
-        return int(self.ask.samples * self.ask.repeats * each)
+@patch(as_prop=True)
+def seconds(self: Forecast) -> float:
+    "Of the whole run, by the clock, on all devices."
+    processes, once = (1 if self.ask.device_map else self.ask.gpus), sum(self.sample.values())
+    epochs, samples = self.ask.epochs, self.ask.samples / processes
+    if self.ask.task != "train" or self.ask.feature_cache == "off" or epochs <= 1:
+        return epochs * samples * once
+    later = self.ask.repeats * self.kept + (1 - self.ask.repeats) * once
+    return samples * (once + (epochs - 1) * later)
+
+
+@patch(as_prop=True)
+def disk(self: Forecast) -> int:
+    "Bytes that the feature cache takes."
+    if self.ask.task != "train" or self.ask.feature_cache == "off":
+        return 0
+    each = self.ask.phrases * self.needs.phrase_bytes + self.needs.sample_bytes
+    return int(self.ask.samples * self.ask.repeats * each)
 
 # %% ../../nbs/runs/34_forecast.ipynb #6449f3e2
 def foretell(
@@ -192,7 +196,10 @@ def remedies(
     "Switches with which it fits."
     found = []
     for text, way in switches(forecast.ask):
-        other = dataclasses.replace(forecast, ask=(ask := dataclasses.replace(forecast.ask, **way)), needs=needs(ask))
+        ask = dataclasses.replace(forecast.ask, **way)
+        if weights_alone(ask) > ask.memory:
+            continue
+        other = dataclasses.replace(forecast, ask=ask, needs=needs(ask))
         if other.fits:
             found.append(f"{text}: {_bytes(other.memory)}")
         if len(found) == most:

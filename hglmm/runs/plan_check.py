@@ -58,7 +58,7 @@ def plan(check: Check) -> dict[str, float]:
     drawing = found.sample["drawing"] * check.pictures
     return {"memory": found.memory, "reading": reading, "drawing": drawing, "seconds": reading + drawing, "source": found.machine.source, "parts": found.needs.parts | {"process": found.process}}
 
-
+# %% ../../nbs/runs/35_plan_check.ipynb #8bc48b0b
 def measure(check: Check) -> dict[str, float]:
     "The same, as it is."
     device = devices.device(check.device)
@@ -89,7 +89,7 @@ def measure(check: Check) -> dict[str, float]:
         steps.append(meter.measure(lambda: timed(step))[0][1])
     return {"memory": meter.highest, "reading": min(readings), "drawing": min(steps), "seconds": min(readings) + min(steps), "threads": torch.get_num_threads(), "weights": sum(p.nbytes for p in lmm.model.parameters())}
 
-
+# %% ../../nbs/runs/35_plan_check.ipynb #446c3036
 WORK: dict[str, Callable[[Check], dict[str, float]]] = {"plan": plan, "measure": measure}
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -69,33 +70,40 @@ class Tally(TorchDispatchMode):
         self.work(func, args, kwargs, found, given, made)
         return found
 
-    def work(self, func: Any, args: tuple, kwargs: dict, found: Any, given: list[Tensor], made: list[Tensor]) -> None:
-        "Note an operation. One that makes a view does nothing, nor does one that asks where a tensor is."
-        if func.is_view or func.namespace != "aten":
-            return
-        self.calls, packet = self.calls + 1, func._overloadpacket
-        if packet is CPU_ATTENTION:
-            self.products += sdpa_flop_count(*(one.shape for one in args[:3]))
-        elif packet in flop_registry:
-            self.products += flop_registry[packet](*args, **kwargs, out_val=found)
-        else:
-            self.moved += sum(one.numel() * one.element_size() for one in [*given, *made])
+# %% ../../nbs/runs/30_tally.ipynb #7b234075
+@patch
+def work(self: Tally, func: Any, args: tuple, kwargs: dict, found: Any, given: list[Tensor], made: list[Tensor]) -> None:
+    "Note an operation. One that makes a view does nothing, nor does one that asks where a tensor is."
+    if func.is_view or func.namespace != "aten":
+        return
+    self.calls, packet = self.calls + 1, func._overloadpacket
+    if packet is CPU_ATTENTION:
+        self.products += sdpa_flop_count(*(one.shape for one in args[:3]))
+    elif packet in flop_registry:
+        self.products += flop_registry[packet](*args, **kwargs, out_val=found)
+    else:
+        self.moved += sum(one.numel() * one.element_size() for one in [*given, *made])
 
-    def meet(self, tensor: Tensor, size: int) -> None:
-        "A tensor is alive."
-        storage = tensor.untyped_storage()
-        place = storage._cdata
-        if place not in self.known:
-            self.known[place], self.now = size, self.now + size
-            self.highest = max(self.highest, self.now)
-            weakref.finalize(storage, self._gone, place)
 
-    def _gone(self, place: int) -> None:
-        self.now -= self.known.pop(place, 0)
+@patch
+def meet(self: Tally, tensor: Tensor, size: int) -> None:
+    "A tensor is alive."
+    storage = tensor.untyped_storage()
+    place = storage._cdata
+    if place not in self.known:
+        self.known[place], self.now = size, self.now + size
+        self.highest = max(self.highest, self.now)
+        weakref.finalize(storage, self._gone, place)
 
-    @property
-    def count(self) -> Count:
-        return Count(self.highest, self.now, self.products, self.moved, self.calls)
+
+@patch
+def _gone(self: Tally, place: int) -> None:
+    self.now -= self.known.pop(place, 0)
+
+
+@patch(as_prop=True)
+def count(self: Tally) -> Count:
+    return Count(self.highest, self.now, self.products, self.moved, self.calls)
 
 # %% ../../nbs/runs/30_tally.ipynb #8e22f443
 @contextmanager
