@@ -41,6 +41,7 @@ $(STAMP).docs: pyproject.toml | setup
 	@touch $@
 
 setup: $(STAMP)
+	@mkdir -p runs # where the README's lines for papermill write to: it makes no folder itself
 	@if [ -z "$$CI" ] && [ "$$(git rev-parse --show-toplevel 2>/dev/null)" = "$$(pwd -P)" ]; then \
 		git config --local core.hooksPath >/dev/null || git config --local core.hooksPath .githooks; \
 		git config --local merge.nbdev-merge.name "notebook merge by nbdev"; \
