@@ -6,10 +6,7 @@
 __all__ = ['WORK', 'Check', 'plan', 'measure', 'apart']
 
 # %% ../../nbs/runs/41_plan_check.ipynb #4a7c092d
-import dataclasses
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +14,10 @@ from typing import Any
 
 import torch
 
-from .. import devices, heads, inference, paths, recipes
-from ..errors import HGLMMError, unknown
+from .. import devices, heads, inference, recipes
+from ..errors import unknown
 from ..recipes import Recipe
+from . import speed
 from .blueprints import random_lmm
 from .forecast import foretell, this_machine
 from .machine import now
@@ -98,12 +96,7 @@ def apart(
     threads: int = 0,  # that torch may use; 0: as many as it likes
 ) -> dict[str, float]:
     "In a process of its own."
-    said = json.dumps({**dataclasses.asdict(check), "recipe": recipes.as_dict(check.recipe)})
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
-    done = subprocess.run([sys.executable, "-m", "hglmm.runs.plan_check", said], capture_output=True, text=True, env=environment, cwd=paths.project_root())
-    if done.returncode:
-        raise HGLMMError(f"{check.do} ended with status {done.returncode}: {done.stderr.strip()[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return speed.apart("hglmm.runs.plan_check", check, check.do, threads)
 
 # %% ../../nbs/runs/41_plan_check.ipynb #b0142192
 if __name__ == "__main__" and "__file__" in globals():

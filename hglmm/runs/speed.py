@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PHRASES', 'FILLER', 'WAYS', 'FEATURES', 'example', 'deepseek_config', 'word_tokenizer', 'made_folder', 'every_level',
-           'encode_by_all_maps', 'encode_by_taps', 'difference', 'Meter', 'cost', 'Job', 'measure', 'measure_apart',
-           'main']
+           'encode_by_all_maps', 'encode_by_taps', 'difference', 'Meter', 'cost', 'Job', 'measure', 'apart',
+           'measure_apart', 'main']
 
 # %% ../../nbs/runs/27_speed.ipynb #deb71333
 import ctypes
@@ -278,17 +278,27 @@ def measure(job: Job) -> dict[str, Any]:  # seconds; memory in bytes
     }  # fmt: skip
 
 # %% ../../nbs/runs/27_speed.ipynb #1aecd9d9
+def apart(
+    module: str,  # that is run, and prints what it found as its last line
+    asked: Any,  # dataclass with a recipe
+    what: str,  # for the error: `measuring 'taps'`
+    threads: int = 0,  # that torch may use; 0: as many as it likes
+) -> dict[str, Any]:
+    "What a module finds in a fresh process."
+    said = json.dumps({**dataclasses.asdict(asked), "recipe": recipes.as_dict(asked.recipe)})
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    done = subprocess.run([sys.executable, "-m", module, said], capture_output=True, text=True, env=environment, cwd=paths.project_root())
+    if done.returncode:
+        raise HGLMMError(f"{what} ended with status {done.returncode}: {done.stderr.strip()[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def measure_apart(
     job: Job,
     threads: int = 0,  # that torch may use; 0: as many as it likes
 ) -> dict[str, Any]:  # as of `measure`
     "Measure in a fresh process."
-    said = json.dumps({**dataclasses.asdict(job), "recipe": recipes.as_dict(job.recipe)})
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
-    done = subprocess.run([sys.executable, "-m", "hglmm.runs.speed", said], capture_output=True, text=True, env=environment, cwd=paths.project_root())
-    if done.returncode:
-        raise HGLMMError(f"measuring {job.way!r} ended with status {done.returncode}: {done.stderr.strip()[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return apart("hglmm.runs.speed", job, f"measuring {job.way!r}", threads)
 
 
 def main() -> None:

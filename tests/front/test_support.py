@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import json
 import os
 import re
 import sys
@@ -27,6 +26,10 @@ from transformers import (
     SamVisionConfig,
 )
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from stored_table import StoredTable  # noqa: E402
+
 from hglmm import heads, recipes
 from hglmm.datasets import toycoco
 from hglmm.errors import CheckpointError
@@ -39,8 +42,7 @@ from hglmm.lmm.hub import find_weights
 from hglmm.recognition import recognise
 from hglmm.runs import benchmarks, evaluation, speed, tasks
 
-NOTEBOOK = Path(__file__).resolve().parents[2] / "nbs/26_support.ipynb"
-BEGIN, END = "<!-- written by tests/front/test_support.py -->\n", "\n<!-- end -->"
+STORED = StoredTable(Path(__file__).resolve().parents[2] / "nbs/26_support.ipynb", "tests/front/test_support.py")
 COMMAND = ".venv/bin/python tests/front/test_support.py --write"
 
 CHECKPOINTS = {"hg": "hglmm, folder", "hg.pth": "HG-LMM, `.pth`", "unet.pth": "F-LMM, `.pth`, U-Net", "unet_sam.pth": "F-LMM, `.pth`, U-Net and SAM", "training_free": "hglmm, folder, without training"}
@@ -238,24 +240,6 @@ def of_a_cpu(table: str) -> str:
     return table.replace(f"| {BOTH} |", "| CPU |")
 
 
-# The table in the notebook
-
-
-def stored() -> str:
-    cells = ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]]
-    return next(cell.split(BEGIN)[1].split(END)[0] for cell in cells if BEGIN in cell)
-
-
-def write(table: str) -> None:
-    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
-    for cell in notebook["cells"]:
-        source = "".join(cell["source"])
-        if BEGIN in source:
-            before, after = source.split(BEGIN)[0], source.split(END)[1]
-            cell["source"] = (before + BEGIN + table + END + after).splitlines(keepends=True)
-    NOTEBOOK.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
-
-
 @pytest.fixture(scope="module")
 def table(tmp_path_factory, small_world) -> str:
     return measured(tmp_path_factory.mktemp("support"), small_world)
@@ -263,10 +247,10 @@ def table(tmp_path_factory, small_world) -> str:
 
 @pytest.mark.slow
 def test_the_table_says_what_works(table):
-    known = of_a_cpu(stored())
+    known = of_a_cpu(STORED.read())
     rows = zip(known.split("\n"), table.split("\n"), strict=False)
     changed = "\n".join(f"  stored   {old}\n  measured {new}" for old, new in rows if old != new)
-    assert known == table, f"{NOTEBOOK.name} no longer says what works:\n{changed}\nIf that is meant, store it with: {COMMAND}"
+    assert known == table, f"{STORED.notebook.name} no longer says what works:\n{changed}\nIf that is meant, store it with: {COMMAND}"
 
 
 @pytest.mark.slow
@@ -284,7 +268,7 @@ def test_those_that_are_not_there(tmp_path):
     "Neither by transformers, nor here; and it is said."
     assert {refusal(files, tmp_path / name) for name, files in ABSENT.items()} == {f"no: {NOT_THERE}"}
     assert not {"mgm", "mini_gemini", "hpt"} & {*CONFIG_MAPPING.keys()}
-    assert all(any(line.startswith(f"| {name} |") for line in stored().split("\n")) for name in ABSENT)
+    assert all(any(line.startswith(f"| {name} |") for line in STORED.read().split("\n")) for name in ABSENT)
 
 
 def test_what_fails_is_told_in_a_few_words():
@@ -311,5 +295,5 @@ if __name__ == "__main__":
         found = measured(Path(scratch), world)
         if torch.cuda.is_available() and measured(Path(scratch) / "gpu", world, "cuda") == found:
             found = found.replace("| CPU |", f"| {BOTH} |")
-        write(found)
-    print(stored())
+        STORED.write(found)
+    print(STORED.read())

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import published  # noqa: E402
 from published import FOLDERS, Published, Settings  # noqa: E402
 from small_lmms import TEXT_SIZES, byte_level, sentencepiece_model, shake  # noqa: E402
+from stored_table import StoredTable  # noqa: E402
 from transformers import CONFIG_MAPPING, LlamaTokenizerFast, PreTrainedTokenizerFast  # noqa: E402
 
 from hglmm import heads, recipes  # noqa: E402
@@ -37,8 +38,7 @@ from hglmm.lmm.config import read_config  # noqa: E402
 from hglmm.lmm.frozen import FrozenLMM  # noqa: E402
 from hglmm.recognition import recognise  # noqa: E402
 
-NOTEBOOK = Path(__file__).resolve().parents[2] / "nbs/27_folders.ipynb"
-BEGIN, END = "<!-- written by tests/lmm/test_real_folders.py -->\n", "\n<!-- end -->"
+STORED = StoredTable(Path(__file__).resolve().parents[2] / "nbs/27_folders.ipynb", "tests/lmm/test_real_folders.py")
 COMMAND = ".venv/bin/python tests/lmm/test_real_folders.py --write"
 FIELDS = ("attention", "text", "levels", "pixels")
 CLIP = "clip-vit-large-patch14-336"
@@ -394,22 +394,8 @@ def table(found: dict[int, tuple]) -> str:
     return "\n".join([*lines, *(f"| `{c.recipe}` | {c.where} | {c.when} | {c.differs} | {found[k][0]} |" for k, c in enumerate(FOLDERS))])
 
 
-def stored() -> str:
-    cells = ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]]
-    return next(cell.split(BEGIN)[1].split(END)[0] for cell in cells if BEGIN in cell)
-
-
-def write(text: str) -> None:
-    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
-    for cell in notebook["cells"]:
-        source = "".join(cell["source"])
-        if BEGIN in source:
-            cell["source"] = (source.split(BEGIN)[0] + BEGIN + text + END + source.split(END)[1]).splitlines(keepends=True)
-    NOTEBOOK.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def test_the_table_says_what_was_found(found):
-    assert stored() == table(found), f"{NOTEBOOK.name} says something else. If that is meant, store it with: {COMMAND}"
+    assert STORED.read() == table(found), f"{STORED.notebook.name} says something else. If that is meant, store it with: {COMMAND}"
 
 
 def test_every_recipe_has_a_folder():
@@ -421,5 +407,5 @@ if __name__ == "__main__":
         sys.exit(f"usage: {COMMAND}")
     with tempfile.TemporaryDirectory() as scratch, small_towers(), torch.random.fork_rng():
         workshop = Workshop(Path(scratch))
-        write(table({k: tried(case, workshop) for k, case in enumerate(FOLDERS)}))
-    print(stored())
+        STORED.write(table({k: tried(case, workshop) for k, case in enumerate(FOLDERS)}))
+    print(STORED.read())
