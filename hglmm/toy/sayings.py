@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['USES', 'PLURALS', 'NUMBERS', 'PLACES', 'OPENINGS', 'BACKGROUNDS', 'REASON_SUFFIX', 'plural', 'places', 'in_place',
-           'distance', 'next_to', 'expressions', 'Utterance', 'as_text', 'narrative', 'reason_questions', 'inventory',
-           'plain_questions']
+           'distance', 'next_to', 'expressions', 'Utterance', 'as_text', 'narrative', 'reason_questions', 'listed',
+           'inventory', 'pointed_questions', 'plain_questions']
 
 # %% ../../nbs/toy/02_sayings.ipynb #23041128
 from dataclasses import dataclass
@@ -188,13 +188,18 @@ def reason_questions(s: Scene) -> list[tuple[str, bool, str, list[int]]]:
     return [(text, bool(long), answer, members) for text, long, answer, members in asked]
 
 # %% ../../nbs/toy/02_sayings.ipynb #5d579b2e
-def inventory(s: Scene) -> tuple[str, str]:
-    "A question that asks for everything, name first: `book red on the left , hats white`. A caption says the colour first; a name alone must do, too."
+def listed(s: Scene) -> list[tuple[str, list[int]]]:
+    "All there is, name first, and which things: `book red on the left`, `hats white`."
     told = []
     for members in s.groups():
         common = [p for p in PLACES if all(p in places(s, i) for i in members)][:1]
-        told.append(" ".join([*reversed(_name(s, members).split()), *common]))
-    return "what things are there?", " , ".join(sorted(told))
+        told.append((" ".join([*reversed(_name(s, members).split()), *common]), members))
+    return sorted(told)
+
+
+def inventory(s: Scene) -> tuple[str, str]:
+    "A question that asks for everything, and the answer. A caption says the colour first; here a name alone must do."
+    return "what things are there?", " , ".join(text for text, _ in listed(s))
 
 # %% ../../nbs/toy/02_sayings.ipynb #f2a89697
 def _questions_about(s: Scene, i: int) -> list[tuple[str, str]]:
@@ -210,20 +215,26 @@ def _questions_about(s: Scene, i: int) -> list[tuple[str, str]]:
     return asked
 
 
-def plain_questions(s: Scene) -> list[tuple[str, str]]:
-    "(question, answer) pairs about what is where."
+def pointed_questions(s: Scene) -> list[tuple[str, str, list[int]]]:
+    "(question, answer, things it asks about), of what is where."
     asked = []
     for members in s.groups():
-        thing = s.things[members[0]]
+        thing, about = s.things[members[0]], []
         alike = _matching(s, name=thing.name)
         if sorted(alike) == sorted(members):
-            asked.append((f"what color is the {thing.name}?", thing.colour))
-            asked.append((f"how many {plural(thing.name)} are there?", NUMBERS.get(len(members), "one")))
+            about.append((f"what color is the {thing.name}?", thing.colour))
+            about.append((f"how many {plural(thing.name)} are there?", NUMBERS.get(len(members), "one")))
         if len(members) == 1:
-            asked += _questions_about(s, members[0])
+            about += _questions_about(s, members[0])
+        asked += [(question, answer, members) for question, answer in about]
     for place in PLACES:
         there = in_place(s, list(range(len(s.things))), place)
         if len(there) == 1 and place in places(s, there[0]):
-            asked.append((f"what is {place}?", _name(s, there)))
-    asked.append(("what is the background?", " and ".join(s.stuff)))
-    return [*asked, inventory(s)]
+            asked.append((f"what is {place}?", _name(s, there), there))
+    return asked
+
+
+def plain_questions(s: Scene) -> list[tuple[str, str]]:
+    "(question, answer) pairs about what is where, and what there is."
+    asked = [(question, answer) for question, answer, _ in pointed_questions(s)]
+    return [*asked, ("what is the background?", " and ".join(s.stuff)), inventory(s)]

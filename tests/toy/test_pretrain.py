@@ -20,7 +20,7 @@ from hglmm.toy.world import scene
 
 ROOT = Path(__file__).parents[2]
 TINY = {
-    "tower_pictures": 64, "place_pictures": 32, "pictures": 64, "width": 32, "layers": 2, "heads": 2, "tokenizer_pictures": 30, "save_every": 3, "limit": 1, "threads": 1,
+    "tower_pictures": 64, "pictures": 64, "width": 32, "layers": 2, "heads": 2, "tokenizer_pictures": 30, "save_every": 3, "limit": 1, "threads": 1,
 }  # fmt: skip
 
 
@@ -75,9 +75,9 @@ def test_it_is_a_frozen_lmm(trained: Path) -> None:
 @pytest.mark.slow
 def test_the_run_is_recorded(trained: Path) -> None:
     facts = json.loads((trained / "model/training.json").read_text())
-    assert [run["pictures"] for run in facts["runs"]] == [64] and facts["tower_pictures"] == 64 and facts["place_pictures"] == 32 and facts["seed"] == 0
+    assert [run["pictures"] for run in facts["runs"]] == [64] and facts["tower_pictures"] == 64 and facts["seed"] == 0
     run = trained / "runs/tiny"
-    assert {"tower.safetensors", "tower.jsonl", "tower_words.safetensors", "language_states", "language.jsonl", "scores.json"} <= {path.name for path in run.iterdir()}
+    assert {"tower.safetensors", "tower.jsonl", "language_states", "language.jsonl", "scores.json"} <= {path.name for path in run.iterdir()}
     card = (trained / "model/README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n") and "| plain questions, all (" in card and "{" not in card.split("```")[-1]
 
@@ -100,7 +100,7 @@ def test_going_on_with_a_saved_model(trained: Path, papermill) -> None:
     assert status == 0, said
     out = trained / "runs/more/toy_llava"
     facts = json.loads((out / "training.json").read_text())
-    assert [(run["pictures"], run["questions"]) for run in facts["runs"]] == [(64, 4), (16, 2)] and facts["tower_pictures"] == 64
+    assert [(run["pictures"], run["questions"]) for run in facts["runs"]] == [(64, 6), (16, 2)] and facts["tower_pictures"] == 64
     before, after = (load_file(p / "model.safetensors") for p in (trained / "model", out))
     tower = next(k for k in before if k.startswith("vision_tower.blocks"))
     head = "language_model.lm_head.weight"
@@ -125,7 +125,7 @@ def test_killed_and_started_again(trained: Path, papermill, tmp_path: Path) -> N
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     run = psutil.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait = time.monotonic() + 120
-    while not (tmp_path / "runs/tiny/tower_words_states/state.pt").exists():
+    while not (tmp_path / "runs/tiny/tower_states/state.pt").exists():
         assert run.poll() is None and time.monotonic() < wait
         time.sleep(0.01)
     victims = [*run.children(recursive=True), run]

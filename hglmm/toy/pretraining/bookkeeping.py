@@ -33,9 +33,8 @@ from .lessons import ahead
 class Plan:
     "What a run is asked for: the parameters of `nbs/runs/pretrain_toy.ipynb` that training depends on."
 
-    tower_pictures: int  # pictures the vision tower learns words from
-    place_pictures: int  # pictures it then learns places from, too; 0: leave that out
-    spread: int  # image tokens that must agree on a label in that second part; in the first one is enough
+    tower_pictures: int  # pictures the vision tower learns from
+    spread: int  # image tokens that must agree on a phrase
     tower_batch_size: int
     tower_lr: float  # AdamW learning rate of the tower at its highest
     pictures: int  # pictures the projector and the language model learn from
@@ -45,6 +44,8 @@ class Plan:
     tower_tuning: float  # AdamW learning rate of the tower meanwhile; 0: leave it as it is
     decay: int  # last steps, in which all rates fall to zero
     questions: int  # plain questions asked about each picture
+    expressions: int  # referring expressions said of each thing
+    meaning: float  # weight of the second loss: which thing is meant
     width: int  # of the language model
     layers: int
     heads: int
@@ -63,8 +64,8 @@ class Plan:
         plan = cls(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(cls)} | changes)
         if plan.width % (2 * plan.heads):
             raise SettingError(f"width {plan.width} with {plan.heads} heads: expected an even share of the width for each head, e.g. 160 and 5.")
-        if plan.pictures < plan.batch_size or plan.tower_pictures < plan.tower_batch_size or 0 < plan.place_pictures < plan.tower_batch_size:
-            raise SettingError("fewer pictures than one step takes: raise `pictures` (`tower_pictures`, `place_pictures`), or lower `batch_size` (`tower_batch_size`).")
+        if plan.pictures < plan.batch_size or plan.tower_pictures < plan.tower_batch_size:
+            raise SettingError("fewer pictures than one step takes: raise `pictures` (`tower_pictures`), or lower `batch_size` (`tower_batch_size`).")
         return plan
 
     @property
@@ -103,9 +104,9 @@ def check_free(folder: Path) -> None:
         raise SettingError(f"out: {folder} exists and is no toy_llava, it would be replaced. Choose another folder.")
 
 # %% ../../../nbs/toy/pretraining/02_bookkeeping.ipynb #798e687e
-TOWER_FACTS = ("tower_pictures", "place_pictures", "spread", "tower_batch_size", "tower_lr", "tower_minutes")
+TOWER_FACTS = ("tower_pictures", "spread", "tower_batch_size", "tower_lr", "tower_minutes")
 FACTS = (*TOWER_FACTS, "tokenizer_pictures", "seed", "runs")
-RUN_FACTS = ("pictures", "batch_size", "lr", "tower_tuning", "warmup", "decay", "questions", "minutes")  # decay: steps of it that were made
+RUN_FACTS = ("pictures", "batch_size", "lr", "tower_tuning", "warmup", "decay", "questions", "expressions", "meaning", "minutes")  # decay: steps of it that were made
 
 
 def read_facts(model_folder: Path) -> dict[str, Any]:

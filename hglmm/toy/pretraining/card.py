@@ -43,7 +43,7 @@ def told(known: dict[str, Any], name: str) -> str:
 
 def runs_table(runs: list[dict[str, Any]]) -> str:
     "How stage 2 went, run by run."
-    headings = ("pictures", "pictures per step", "highest learning rate", "of the tower", "warm-up, steps", "fall to zero, steps", "plain questions per picture", "minutes")
+    headings = ("pictures", "pictures per step", "highest learning rate", "of the tower", "warm-up, steps", "fall to zero, steps", "plain questions per picture", "expressions per thing", "weight of what is meant", "minutes")
     rows = [f"| {k} | {' | '.join(told(run, name) for name in RUN_FACTS)} |" for k, run in enumerate(runs, 1)]
     return "\n".join([f"| run | {' | '.join(headings)} |", "|---" * (1 + len(headings)) + "|", *rows])
 
@@ -84,12 +84,12 @@ A picture that is not square must be put in its square first (`hglmm.geometry.Le
 # %% ../../../nbs/toy/pretraining/06_card.ipynb #4feb47b7
 TRAINING = """\
 The data are toycoco's pictures of twelve kinds of thing in eight colours and two sizes on four kinds of background, and what is said about them: captions, referring expressions, plain questions
-about names, colours, places and numbers, and questions that need a step of thought. **No mask, box or point was ever shown.** The vision tower first learned to tell which words the caption holds, from
-scores of its best tokens, and then also which words its expressions say of which place (left, right, top, bottom). Then projector and language model learned to say the replies, the tower going along
-at a low rate. Seed {seed}; the tokenizer comes from the texts about {tokenizer_pictures} other pictures.
+about names, colours, places and numbers, and questions that need a step of thought. **No mask, box or point was ever shown.** The vision tower first learned to tell which phrases are true of a
+picture, from the image tokens that see all words of a phrase best. Then projector and language model learned to say the replies, and to tell at every token of a phrase, expression or question which thing
+is meant (its name, colour, size and place, in words), the tower going along at a low rate. Seed {seed}; the tokenizer comes from the texts about {tokenizer_pictures} other pictures.
 Training pictures are drawn from worlds {worlds}; toycoco's splits are worlds whose number ends in 0, 1 or 2, so none of theirs was seen.
 
-Tower: {tower_pictures} pictures for words, then {place_pictures} for words and places (there the mean of the best {spread} tokens), {tower_batch_size} per step, AdamW on one cycle each up to {tower_lr}; minutes: {tower_minutes}.
+Tower: {tower_pictures} pictures, the best {spread} tokens of each phrase, {tower_batch_size} per step, AdamW on one cycle up to {tower_lr}; minutes: {tower_minutes}.
 Projector and language model, AdamW; every picture was seen once:
 """
 LIMITS = f"""\
