@@ -104,16 +104,15 @@ _LOOKS = ((1, 0, 0), (1, 1, 0), (1, 0, 1), (1, 1, 1), (0, 1, 0), (0, 0, 0))  # i
 
 def draw_phrase(s: Scene, rng: np.random.Generator) -> tuple[str, ...]:
     "A true phrase about a thing, or one that has a word changed."
-    kinds = ("name", "colour", "size")
-    thing, others = s.things[rng.integers(len(s.things))], s.things
-    said = [getattr(thing, kind) if has else "" for kind, has in zip(kinds, _LOOKS[rng.integers(len(_LOOKS))], strict=True)]
-    own = [word for word, place in PLACE_WORDS.items() if place in places(s, others.index(thing))]
+    kinds, i = ("name", "colour", "size"), int(rng.integers(len(s.things)))
+    said = [getattr(s.things[i], kind) if has else "" for kind, has in zip(kinds, _LOOKS[rng.integers(len(_LOOKS))], strict=True)]
+    own = [word for word, place in PLACE_WORDS.items() if place in places(s, i)]
     said.append(own[rng.integers(len(own))] if own and rng.random() < 0.5 else "")
     present = [k for k, word in enumerate(said) if word]
     if present and rng.random() < 0.62:
         k = 3 if said[3] and rng.random() < 0.5 else present[rng.integers(len(present))]
         if k < 2 and rng.random() < 0.75:
-            said[k] = getattr(others[rng.integers(len(others))], kinds[k])
+            said[k] = getattr(s.things[rng.integers(len(s.things))], kinds[k])
         else:
             words = (THINGS, tuple(COLOURS), tuple(SIZES), tuple(PLACE_WORDS))[k]
             said[k] = words[rng.integers(len(words))]
