@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['USES', 'PLURALS', 'NUMBERS', 'PLACES', 'OPENINGS', 'BACKGROUNDS', 'REASON_SUFFIX', 'plural', 'places', 'in_place',
-           'distance', 'next_to', 'expressions', 'Utterance', 'as_text', 'narrative', 'reason_questions', 'listed',
-           'inventory', 'pointed_questions', 'plain_questions']
+           'distance', 'next_to', 'expressions', 'Utterance', 'as_text', 'narrative', 'reason_questions',
+           'inventory_items', 'inventory', 'pointed_questions', 'plain_questions']
 
 # %% ../../nbs/toy/02_sayings.ipynb #23041128
 from dataclasses import dataclass
@@ -188,7 +188,7 @@ def reason_questions(s: Scene) -> list[tuple[str, bool, str, list[int]]]:
     return [(text, bool(long), answer, members) for text, long, answer, members in asked]
 
 # %% ../../nbs/toy/02_sayings.ipynb #5d579b2e
-def listed(s: Scene) -> list[tuple[str, list[int]]]:
+def inventory_items(s: Scene) -> list[tuple[str, list[int]]]:
     "All there is, name first, and which things: `book red on the left`, `hats white`."
     told = []
     for members in s.groups():
@@ -199,7 +199,7 @@ def listed(s: Scene) -> list[tuple[str, list[int]]]:
 
 def inventory(s: Scene) -> tuple[str, str]:
     "A question that asks for everything, and the answer. A caption says the colour first; here a name alone must do."
-    return "what things are there?", " , ".join(text for text, _ in listed(s))
+    return "what things are there?", " , ".join(text for text, _ in inventory_items(s))
 
 # %% ../../nbs/toy/02_sayings.ipynb #f2a89697
 def _questions_about(s: Scene, i: int) -> list[tuple[str, str]]:
@@ -216,7 +216,7 @@ def _questions_about(s: Scene, i: int) -> list[tuple[str, str]]:
 
 
 def pointed_questions(s: Scene) -> list[tuple[str, str, list[int]]]:
-    "(question, answer, things it asks about), of what is where."
+    "(question, answer, things it asks about), of what is where; the background is no thing."
     asked = []
     for members in s.groups():
         thing, about = s.things[members[0]], []
@@ -231,10 +231,9 @@ def pointed_questions(s: Scene) -> list[tuple[str, str, list[int]]]:
         there = in_place(s, list(range(len(s.things))), place)
         if len(there) == 1 and place in places(s, there[0]):
             asked.append((f"what is {place}?", _name(s, there), there))
-    return asked
+    return [*asked, ("what is the background?", " and ".join(s.stuff), [])]
 
 
 def plain_questions(s: Scene) -> list[tuple[str, str]]:
     "(question, answer) pairs about what is where, and what there is."
-    asked = [(question, answer) for question, answer, _ in pointed_questions(s)]
-    return [*asked, ("what is the background?", " and ".join(s.stuff)), inventory(s)]
+    return [*((question, answer) for question, answer, _ in pointed_questions(s)), inventory(s)]

@@ -8,7 +8,7 @@ __all__ = ['BRIEF', 'DETAILED', 'VOCABULARY', 'SPECIAL', 'NOT_MEANT', 'split_tur
            'Batch', 'pack', 'visible']
 
 # %% ../../../nbs/toy/pretraining/01_turns.ipynb #f3cb4a99
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,18 +16,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from .. import sayings
 from .lessons import COLUMN, MEANT, RECIPE, pixels, said_of
-from hglmm.toy.sayings import (
-    REASON_SUFFIX,
-    as_text,
-    expressions,
-    inventory,
-    listed,
-    narrative,
-    plain_questions,
-    pointed_questions,
-    reason_questions,
-)
+from ..sayings import REASON_SUFFIX, as_text, expressions, narrative, plain_questions, reason_questions
 from ..world import Scene, scene
 
 # %% ../../../nbs/toy/pretraining/01_turns.ipynb #8dfc1b37
@@ -122,16 +113,18 @@ class Teacher:
     def ask(self, question: str, answer: str, meant: np.ndarray | None = None) -> Turn:
         "One turn; all of it is about the thing that is meant."
         turn = Turn(self.encode(split_turn(question)[1]), [*self.encode(answer), self.tokenizer.eos_token_id])
-        return turn if meant is None else replace(turn, meant=[(0, len(turn.ids), meant)])
+        if meant is not None:
+            turn.meant.append((0, len(turn.ids), meant))
+        return turn
 
-    def tell(self, prompt: str, said: list[tuple[str, np.ndarray | None]], opening: int = 0, early: bool = False) -> Turn:
-        "One turn whose reply is told in pieces, each about something or about nothing in particular; `early`: the token before a piece means it already."
+    def tell(self, prompt: str, said: list[tuple[str, np.ndarray | None]], opening: int = 0) -> Turn:
+        "One turn whose reply is told in pieces, each about something or about nothing in particular."
         turn = Turn(self.encode(split_turn(prompt)[1]), [], opening=opening)
         for text, meant in said:
             first = len(turn.ids)
             turn.reply += self.encode(text)
             if meant is not None:
-                turn.meant.append((first - early, len(turn.ids), meant))
+                turn.meant.append((first, len(turn.ids), meant))
         turn.reply.append(self.tokenizer.eos_token_id)
         return turn
 
@@ -141,7 +134,7 @@ def caption_turn(teacher: Teacher, s: Scene, rng: np.random.Generator) -> Turn:
     detailed = rng.random() < 0.35
     said = narrative(s, rng, sizes=1.0 if detailed else 0.5)
     things = [[label - 10 for label in u.labels if label >= 10] for u in said]
-    return teacher.tell(DETAILED if detailed else BRIEF, [(u.text, meaning(s, about) if about else None) for u, about in zip(said, things, strict=True)], early=True)
+    return teacher.tell(DETAILED if detailed else BRIEF, [(u.text, meaning(s, about) if about else None) for u, about in zip(said, things, strict=True)])
 
 
 def expressions_turn(teacher: Teacher, s: Scene, rng: np.random.Generator) -> Turn:
@@ -158,21 +151,20 @@ def expressions_turn(teacher: Teacher, s: Scene, rng: np.random.Generator) -> Tu
 def inventory_turn(teacher: Teacher, s: Scene) -> Turn:
     "Everything, name first."
     told: list[tuple[str, np.ndarray | None]] = []
-    for text, things in listed(s):
+    for text, things in sayings.inventory_items(s):
         told += [(",", None)] * bool(told) + [(text, meaning(s, things))]
-    return teacher.tell(inventory(s)[0], told, early=True)
+    return teacher.tell(sayings.inventory(s)[0], told)
 
 
 def question_turns(teacher: Teacher, s: Scene, rng: np.random.Generator) -> list[Turn]:
     "Some plain questions, and up to two that need a thought."
-    plain = [(question, answer, meaning(s, things)) for question, answer, things in pointed_questions(s)]
-    background = ("what is the background?", " and ".join(s.stuff), None)
-    asked = [[*plain, background][k] for k in rng.permutation(len(plain) + 1)[: teacher.questions]]
+    plain = sayings.pointed_questions(s)
+    asked = [plain[k] for k in rng.permutation(len(plain))[: teacher.questions]]
     reasons = reason_questions(s)
     for k in rng.permutation(len(reasons))[:2] if reasons else []:
         question, _, answer, things = reasons[k]
-        asked.append((question + (REASON_SUFFIX if rng.random() < 0.3 else ""), answer, meaning(s, things)))
-    return [teacher.ask(*one) for one in asked]
+        asked.append((question + (REASON_SUFFIX if rng.random() < 0.3 else ""), answer, things))
+    return [teacher.ask(question, answer, meaning(s, things) if things else None) for question, answer, things in asked]
 
 
 def example(teacher: Teacher, world: int, index: int, most: int = 4) -> tuple[np.ndarray, list[Turn]]:
