@@ -221,14 +221,14 @@ def learn(
     measure: Callable[[], dict[str, float]],  # shares of what is right in the validation, by kind
     kinds: Iterable[str],  # of words: what the shares are of
     title: str,
-    every: int,  # steps between two lines of the log
     save_every: int,  # steps between two states
+    every: int = 0,  # steps between two lines of the log; 0: as many as 1,600 pictures take, and 50 at least
     earlier: int = 0,  # pictures seen before the first step
 ) -> None:
     "The steps that are left."
     self.folder.mkdir(parents=True, exist_ok=True)
     log = Log(self.folder.with_name(f"{self.name}.jsonl"), title, self.size, kinds, earlier + self.step * self.size if self.step else 0, self.seconds)
-    begun = self.step
+    begun, every = self.step, every or max(50, 1600 // self.size)
     bar = progress(ahead(lambda k: batch(begun + k), self.steps - begun), total=self.steps - begun, description=f"{title}, from step {begun}" if begun else title)
     for one in bar:
         self.losses.append(learn_from(one, self.step))

@@ -316,6 +316,6 @@ def train_language(
     stage.learn(
         lessons.batch, lambda batch, step: step_of(model, loss_of(model, teacher, teller, batch, plan.meaning), optimizer, rate(plan, step)),
         lambda: right_tokens(model, teacher, validation, teller),
-        KINDS, "projector and language model", every=max(50, 1600 // size), save_every=plan.save_every, earlier=earlier,
+        KINDS, "projector and language model", save_every=plan.save_every, earlier=earlier,
     )  # fmt: skip
     save(model, teacher, home, torch.float16, facts_after(plan, steps, stage.seconds, tower_facts, before))

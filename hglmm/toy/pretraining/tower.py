@@ -146,7 +146,7 @@ def train_tower(
         lambda i: tower_batch(world, TOWER_FIRST + i * size, size, most_groups(i, 0.1 * steps, 0.25 * steps)),
         lambda shown, _: step_of(seer, probe, shown, plan.spread, optimizer, schedule),
         lambda: told_apart(seer, probe, validation, plan.spread),
-        KINDS, "tower", every=max(50, 1600 // size), save_every=plan.save_every,
+        KINDS, "tower", save_every=plan.save_every,
     )  # fmt: skip
     target = folder / "tower.safetensors"
     save_tower(seer, probe, target, {**facts, "tower_minutes": round(stage.seconds / 60, 1)})
